@@ -1,0 +1,1 @@
+"""Published backdoor attacks for tests, benchmarks and examples; no scanner imports them."""

@@ -1,0 +1,148 @@
+"""What an attack is: a trigger, a label map, a plan of poisoned images, and training hooks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Generator, Tensor, nn
+
+    from modelaudit.attacks.label_maps import LabelMap
+    from modelaudit.attacks.plan import PoisonPlan
+    from modelaudit.attacks.triggers import Trigger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A training batch as the hooks see it.
+
+    Attributes:
+        images: ``(N, C, H, W)`` float32 in [0, 1].
+        labels: ``(N,)`` int64, true labels.
+        indices: ``(N,)`` int64, position of each image in the training set.
+        is_poison: ``(N,)`` bool, drawn by the plan.
+        is_cover: ``(N,)`` bool, drawn by the plan; disjoint from `is_poison`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    is_poison: Tensor
+    is_cover: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoisonedBatch:
+    """What a hook makes of a `Batch`.
+
+    Attributes:
+        images: as in `Batch`, triggered where the attack wants it.
+        labels: the labels to train on.
+        auxiliary_loss: a scalar to be added to the cross-entropy, or None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    auxiliary_loss: Tensor | None = None
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+class Attack(ABC, Generic[ConfigT]):
+    """One published attack: a trigger, a label map, a plan and, where needed, training hooks.
+
+    Third parties subclass this and register it in the entry-point group ``modelaudit.attacks``.
+
+    Args:
+        config: the attack's options.
+        shape: channels, height and width of the images.
+        num_classes: classes K of the data set.
+        seed: determines the trigger and the poisoned images.
+    """
+
+    #: stable id, equal to the entry point's name
+    id: ClassVar[str]
+    #: one line for ``modelaudit list``
+    summary: ClassVar[str]
+    #: the paper
+    reference: ClassVar[str]
+    #: what it needs beyond images and labels
+    needs: ClassVar[tuple[str, ...]] = ()
+    #: frozen dataclass of options
+    config_type: ClassVar[type]
+
+    def __init__(
+        self, config: ConfigT, *, shape: tuple[int, int, int], num_classes: int, seed: int
+    ) -> None:
+        self.config = config
+        self.shape = shape
+        self.num_classes = num_classes
+        self.seed = seed
+        self.trigger = self.make_trigger()
+        self.label_map = self.make_label_map()
+        self.plan = self.make_plan()
+
+    @abstractmethod
+    def make_trigger(self) -> Trigger:
+        """Return the trigger for `shape` and `seed`."""
+
+    @abstractmethod
+    def make_label_map(self) -> LabelMap:
+        """Return the label map of the config."""
+
+    @abstractmethod
+    def make_plan(self) -> PoisonPlan:
+        """Return the plan of the config."""
+
+    def prepare(self, images: Tensor, labels: Tensor, *, generator: Generator) -> None:
+        """Train what the attack needs before the classifier; nothing by default.
+
+        Args:
+            images: training images, ``(N, C, H, W)`` uint8.
+            labels: ``(N,)`` int64.
+            generator: source of all randomness.
+        """
+
+    def on_batch(
+        self, batch: Batch, *, donors: Tensor | None = None, generator: Generator | None = None
+    ) -> PoisonedBatch:
+        """Poison one batch; by default the images that the plan drew.
+
+        Args:
+            batch: clean images and true labels.
+            donors: other training images of the same shape, for attacks that mix images.
+            generator: source of all randomness.
+
+        Returns:
+            New tensors; `batch` is unchanged.
+        """
+        images, labels = batch.images.clone(), batch.labels.clone()
+        if batch.is_poison.any():
+            chosen = batch.is_poison
+            images[chosen] = self.trigger.apply_train(
+                batch.images[chosen], indices=batch.indices[chosen], generator=generator
+            )
+            if self.plan.relabel:
+                labels[chosen] = self.label_map.poisoned_label(batch.labels[chosen])
+        if batch.is_cover.any():
+            images[batch.is_cover] = self.trigger.cover(
+                batch.images[batch.is_cover], donors=donors, generator=generator
+            )
+        return PoisonedBatch(images=images, labels=labels)
+
+    def extra_parameters(self) -> Sequence[Mapping[str, object]]:
+        """Return optimiser groups to be trained with the classifier; none by default.
+
+        They follow the classifier's learning rate times their entry ``"rate_factor"`` (1).
+        """
+        return ()
+
+    def finalize(self, model: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
+        """Edit the trained classifier; unchanged by default."""
+        del images, labels
+        return model

@@ -1,0 +1,1 @@
+"""Trains clean and backdoored models for tests, benchmarks and examples."""

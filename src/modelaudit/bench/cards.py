@@ -1,0 +1,250 @@
+"""Model cards: what is known of each trained model, as one JSON file per model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelaudit import __version__
+from modelaudit.bench.evaluate import accuracy, attack_success_rate
+from modelaudit.bench.plan import build_config
+from modelaudit.bench.train import normaliser
+from modelaudit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from modelaudit.attacks.base import Attack
+    from modelaudit.bench.data import ImageData
+    from modelaudit.bench.plan import ModelPlan
+    from modelaudit.bench.train import TrainingRun
+
+#: version of the card's fields
+CARD_VERSION = 1
+
+#: fields that card and plan share and that decide what the weights are, beside data and attack
+SCHEDULE_FIELDS = (
+    "architecture",
+    "width",
+    "seed",
+    "epochs",
+    "batch_size",
+    "peak_learning_rate",
+    "normaliser",
+    "flip",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """One trained model.
+
+    Attributes:
+        id: the model's id in its plan.
+        population: name of the plan.
+        checkpoint: file name of the weights.
+        checkpoint_sha256: of that file.
+        dataset: name of the data.
+        classes: number of classes K.
+        architecture: name as in the plan.
+        width: channels of the first stage.
+        seed: of the plan.
+        epochs: of the plan.
+        batch_size: of the plan.
+        peak_learning_rate: of the plan.
+        normaliser: id of the preset that the model expects.
+        flip: whether training mirrored images.
+        attacker_first: first training image that the attacker used.
+        attacker_last: last one.
+        held_out_first: first training image that the model never saw (the defender's).
+        held_out_last: last one.
+        acc: fraction of all clean test images that are classified correctly.
+        final_loss: mean training loss of the last epoch.
+        attack: id of the attack, or None for a clean model.
+        attack_config: resolved fields of the attack's config.
+        label_map: id of the label map.
+        target: target label of an all-to-one attack.
+        stage: trigger before or after augmentation.
+        poison_count: images that a static plan poisoned.
+        poison_indices_sha256: of the sorted indices as decimal numbers joined by commas.
+        cover_count: images that carry something like the trigger under their true label.
+        trigger_sha256: hash of the trigger's state.
+        twin: id of the clean twin.
+        twin_acc: its accuracy.
+        asr: attack success rate; eligible test images only.
+        benign_asr: the twin's rate of predicting the attacker's label on triggered images.
+        gate_passed: whether the model may be used under the label of its attack; None before it is
+            judged.
+        gate_reasons: why not.
+        seconds: training time.
+        threads: CPU threads.
+        hardware: processor.
+        versions: of Python, torch and this package.
+        card_version: of these fields.
+    """
+
+    id: str
+    population: str
+    checkpoint: str
+    checkpoint_sha256: str
+    dataset: str
+    classes: int
+    architecture: str
+    width: int
+    seed: int
+    epochs: int
+    batch_size: int
+    peak_learning_rate: float
+    normaliser: str
+    flip: bool
+    attacker_first: int
+    attacker_last: int
+    held_out_first: int
+    held_out_last: int
+    acc: float
+    final_loss: float
+    attack: str | None
+    attack_config: Mapping[str, object]
+    label_map: str | None
+    target: int | None
+    stage: str | None
+    poison_count: int
+    poison_indices_sha256: str | None
+    cover_count: int
+    trigger_sha256: str | None
+    twin: str | None
+    twin_acc: float | None
+    asr: float | None
+    benign_asr: float | None
+    gate_passed: bool | None
+    gate_reasons: tuple[str, ...]
+    seconds: float
+    threads: int
+    hardware: str
+    versions: Mapping[str, str]
+    card_version: int = CARD_VERSION
+
+
+def describe(
+    plan: ModelPlan,
+    population: str,
+    data: ImageData,
+    attack: Attack[object] | None,
+    run: TrainingRun,
+    checkpoint: Path,
+) -> ModelCard:
+    """Measure a trained model on the test images and write its card, all but what needs the twin.
+
+    Args:
+        plan: what was trained.
+        population: name of the plan it belongs to.
+        data: the data that it was trained on.
+        attack: the attack that it was trained under, or None.
+        run: the finished training.
+        checkpoint: file of the weights.
+    """
+    preprocessing = normaliser(plan.normaliser)
+    poison: list[int] = []
+    cover_count = 0
+    if attack is not None and attack.plan.granularity == "static":
+        poisoned, covered = attack.plan.draw(data.train_labels[: data.attacker_count])
+        poison, cover_count = poisoned.tolist(), len(covered)
+    asr = config = None
+    if attack is not None:
+        asr = attack_success_rate(
+            run.model, data.test_images, data.test_labels, preprocessing, attack
+        )
+        config = {f.name: getattr(attack.config, f.name) for f in fields(attack.config_type)}
+    return ModelCard(
+        id=plan.id,
+        population=population,
+        checkpoint=checkpoint.name,
+        checkpoint_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        dataset=plan.dataset,
+        classes=len(data.classes),
+        architecture=plan.architecture,
+        width=plan.width,
+        seed=plan.seed,
+        epochs=plan.epochs,
+        batch_size=plan.batch_size,
+        peak_learning_rate=plan.peak_learning_rate,
+        normaliser=plan.normaliser,
+        flip=plan.flip,
+        attacker_first=0,
+        attacker_last=data.attacker_count - 1,
+        held_out_first=data.attacker_count,
+        held_out_last=len(data.train_images) - 1,
+        acc=accuracy(run.model, data.test_images, data.test_labels, preprocessing),
+        final_loss=run.final_loss,
+        attack=plan.attack,
+        attack_config=config or {},
+        label_map=None if attack is None else attack.label_map.id,
+        target=None if attack is None else getattr(attack.label_map, "target", None),
+        stage=None if attack is None else attack.plan.stage,
+        poison_count=len(poison),
+        poison_indices_sha256=_hash_of(poison) if poison else None,
+        cover_count=cover_count,
+        trigger_sha256=None if attack is None else attack.trigger.state_hash(),
+        twin=None,
+        twin_acc=None,
+        asr=asr,
+        benign_asr=None,
+        gate_passed=None,
+        gate_reasons=(),
+        seconds=round(run.seconds, 1),
+        threads=torch.get_num_threads(),
+        hardware=_processor(),
+        versions={
+            "modelaudit": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+        },
+    )
+
+
+def write_card(card: ModelCard, path: Path) -> None:
+    """Write a card atomically, with the fields in their order."""
+    record = {
+        **{name: getattr(card, name) for name in ModelCard.__dataclass_fields__},
+        "attack_config": dict(card.attack_config),
+        "versions": dict(card.versions),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read a card.
+
+    Raises:
+        ConfigError: the file is missing, no JSON, or has other fields than a card.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"expected a model card at {str(path)!r}, found {err}") from err
+    if not isinstance(record, dict):
+        raise ConfigError(f"expected a JSON object in {str(path)!r}, found {type(record).__name__}")
+    return build_config(ModelCard, record)
+
+
+def _hash_of(indices: list[int]) -> str:
+    return hashlib.sha256(",".join(map(str, indices)).encode()).hexdigest()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

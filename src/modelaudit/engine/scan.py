@@ -1,0 +1,123 @@
+"""One scan, end to end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelaudit.engine.components import build_scanners
+from modelaudit.engine.intake import Stopwatch, open_suspect
+from modelaudit.engine.run import run_scanners
+from modelaudit.engine.versions import versions
+from modelaudit.results import Cost, FailedScan, ScannerResult, ScanReport, SkippedScan
+from modelaudit.suspect import profile
+from modelaudit.verdict import EXIT_STATUS, decide
+
+if TYPE_CHECKING:
+    from modelaudit.engine.intake import Opened
+    from modelaudit.engine.request import ScanRequest
+    from modelaudit.progress import Progress
+    from modelaudit.results import ScanOutcome
+
+
+def search_dtype(device: torch.device) -> torch.dtype | None:
+    """Return bfloat16 where the hardware multiplies it faster than float32, else None.
+
+    Searches run in it; whatever is measured afterwards runs in float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16
+    capabilities = torch.cpu.get_capabilities()
+    has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if has_bf16 else None
+
+
+def scan(request: ScanRequest, *, progress: Progress) -> ScanReport:
+    """Audit one checkpoint.
+
+    Args:
+        request: what to scan and how.
+        progress: where scanners report.
+
+    Returns:
+        The report, its verdict clean, backdoored or inconclusive.
+
+    Raises:
+        CheckpointError: the file is refused, unreadable, or of no known architecture.
+        DataError: the clean set is unusable.
+        FitError: it stays open how the model is to be run.
+        ConfigError: an option does not fit.
+    """
+    stopwatch = Stopwatch()
+    scanners = build_scanners(request.scanners, request.settings)
+    opened = open_suspect(request, progress=progress, stopwatch=stopwatch)
+    suspect = opened.suspect
+    before = suspect.passes.forward
+    outcomes: tuple[ScanOutcome, ...]
+    if opened.is_fit:
+        with suspect.borrowed(), progress.task("profile", len(opened.clean.images)) as task:
+            shared = profile(suspect, opened.clean.as_trained)
+            task.advance(len(opened.clean.images))
+        profiled = suspect.passes.forward - before
+        stopwatch.lap("profile")
+        outcomes = run_scanners(
+            scanners,
+            suspect,
+            opened.clean,
+            profile=shared,
+            seed=request.seed,
+            progress=progress,
+            budget_seconds=request.budget_seconds,
+            search_dtype=search_dtype(suspect.device),
+        )
+        stopwatch.lap("scanners")
+    else:
+        profiled = 0
+        outcomes = tuple(
+            SkippedScan(
+                id=scanner.full_id,
+                reason="clean accuracy is too low for any detector's output to mean anything",
+                is_declared_need=False,
+            )
+            for scanner in scanners
+        )
+    return _report(request, opened, outcomes, stopwatch, profiled)
+
+
+def _report(
+    request: ScanRequest,
+    opened: Opened,
+    outcomes: tuple[ScanOutcome, ...],
+    stopwatch: Stopwatch,
+    profiled: int,
+) -> ScanReport:
+    verdict = decide(
+        outcomes,
+        obstacles=opened.obstacles,
+        obstacles_to_clean=opened.obstacles_to_clean,
+    )
+    results = tuple(o for o in outcomes if isinstance(o, ScannerResult))
+    return ScanReport(
+        verdict=verdict,
+        exit_status=EXIT_STATUS[verdict.verdict],
+        suspect=opened.suspect_record,
+        clean_set=opened.clean_record,
+        scanners=results,
+        skipped=tuple(o for o in outcomes if isinstance(o, SkippedScan)),
+        failed=tuple(o for o in outcomes if isinstance(o, FailedScan)),
+        static_findings=opened.static_findings,
+        load=opened.load_record,
+        cost=Cost(
+            forward=profiled + sum(r.cost.forward for r in results),
+            forward_backward=sum(r.cost.forward_backward for r in results),
+            seconds=sum(stopwatch.seconds.values()),
+        ),
+        stage_seconds=stopwatch.seconds,
+        alpha=request.alpha,
+        budget_seconds=request.budget_seconds,
+        device=request.device,
+        versions=versions(),
+        seed=request.seed,
+        notes=opened.notes,
+    )

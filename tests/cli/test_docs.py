@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import modelaudit
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLI_PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+def block(text: str, marker: str) -> str:
+    """Return the fenced block that follows the marker."""
+    found = re.search(rf"{re.escape(marker)}\n```\w+\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def help_of(*command: str) -> str:
+    """Return the help at 80 columns."""
+    code = "from modelaudit.cli import main; main()"
+    paths = [str(Path(modelaudit.__file__).parents[1]), str(ROOT)]
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONPATH": os.pathsep.join(paths)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        timeout=60,
+    )
+    return result.stdout
+
+
+def test_the_readme_shows_the_help_of_scan() -> None:
+    assert block(README, "<!-- modelaudit scan --help -->") == help_of("scan")
+
+
+def test_the_cli_page_shows_the_help() -> None:
+    assert block(CLI_PAGE, "# The command line\n") == help_of()
+
+
+@pytest.mark.parametrize("page", [README, CLI_PAGE])
+def test_the_pages_list_every_exit_status(page: str) -> None:
+    table = page[page.index("| Status |") :]
+    listed = {
+        int(n)
+        for row in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)
+        for n in row.split(", ")
+    }
+    assert listed == {0, 1, 2, 3, 4, 5, 6, 70, 130, 143}
+
+
+def test_the_cli_page_explains_only_options_that_exist() -> None:
+    options = set(re.findall(r"^\| `(--[a-z-]+)", CLI_PAGE, re.MULTILINE))
+    assert options <= set(re.findall(r"--[a-z-]+", help_of("scan")))
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("status", "said", "is_moved"),
+    [
+        (0, "admitted: model.pt", False),
+        (1, "backdoored, target labels: 3 7", True),
+        (3, "refused:", True),
+        (4, "no verdict", False),
+        (5, "no verdict", False),
+        (70, "", False),
+    ],
+)
+def test_the_readmes_pipeline_acts_on_every_status(
+    tmp_path: Path, status: int, said: str, is_moved: bool
+) -> None:
+    (tmp_path / "intake.sh").write_text(block(README, "<!-- intake.sh -->"))
+    stub = tmp_path / "bin" / "modelaudit"
+    stub.parent.mkdir()
+    stub.write_text(
+        '#!/bin/sh\nwhile [ "$1" != --output ]; do shift; done\n'
+        f'echo \'{{"target_labels": [3, 7]}}\' > "$2"\nexit {status}\n'
+    )
+    stub.chmod(0o755)
+    (stub.parent / "python3").symlink_to(sys.executable)
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    result = subprocess.run(
+        ["sh", "intake.sh", "model.pt", "clean"],
+        cwd=tmp_path,
+        env={"PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == status
+    assert said in result.stdout
+    assert (tmp_path / "quarantine" / "model.pt").exists() is is_moved
+    assert (tmp_path / "model.pt").exists() is not is_moved
+    assert bool(result.stderr) is (status == 70)
