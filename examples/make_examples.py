@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, relu
 
@@ -76,7 +76,8 @@ class ResNet18(nn.Module):
 
 def save_safetensors(model: nn.Module, path: Path) -> None:
     """Save the weights as safetensors."""
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    path.write_bytes(save(tensors))
 
 
 def save_whole_module(model: nn.Module, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import TYPE_CHECKING, TypeVar
@@ -37,10 +38,12 @@ def require_range(
     if value is None:
         return
     is_low_bad = low is not None and (value < low or (is_low_open and value == low))
-    if value != value or is_low_bad or (high is not None and value > high):
-        opening = "(" if is_low_open or low is None else "["
+    is_infinite = value in {math.inf, -math.inf}
+    if value != value or is_infinite or is_low_bad or (high is not None and value > high):
+        opening = "(-inf" if low is None else f"({low}" if is_low_open else f"[{low}"
+        closing = "inf)" if high is None else f"{high}]"
         raise ConfigError(
-            f"{type(owner).__name__}.{field} must be in {opening}{low}, {high}], got {value!r}"
+            f"{type(owner).__name__}.{field} must be in {opening}, {closing}, got {value!r}"
         )
 
 
@@ -66,6 +69,9 @@ def replace_from_text(config: C, raw: Mapping[str, str], *, owner: str) -> C:
         ConfigError: unknown field, or text that is no value of the field's type or range.
     """
     assert dataclasses.is_dataclass(config)
+    if not raw:
+        # A plug-in's annotations need not resolve as long as nobody sets its fields.
+        return config
     hints = typing.get_type_hints(type(config))
     known = [f.name for f in dataclasses.fields(config)]
     values: dict[str, object] = {}

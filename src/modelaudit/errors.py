@@ -9,6 +9,7 @@
     │  ├─ CorruptCheckpointError       the file contradicts itself, or is not a checkpoint
     │  └─ UnknownArchitectureError     no registered architecture fits
     ├─ DataError                       folder, image or label problem
+    ├─ TooFewImagesError               too few clean images to tell how the model is run
     ├─ FitError                        no unambiguous way to run the model on the clean set
     ├─ ShapeError, DtypeError          a tensor is not what the function takes
     ├─ ScannerError
@@ -75,6 +76,12 @@ class DataError(ModelAuditError):
     """The clean set cannot be used: folder, image or label problem (exit status 4)."""
 
     code = "MA-D104"
+
+
+class TooFewImagesError(ModelAuditError):
+    """The clean set is too small for a verdict, and for telling how to run the model (status 5)."""
+
+    code = "MA-V501"
 
 
 class FitError(ModelAuditError):

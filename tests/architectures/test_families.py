@@ -14,6 +14,8 @@ from modelaudit.architectures.cifar_preact_resnet import CifarPreActResNet
 from modelaudit.architectures.cifar_resnet import CifarResNet
 from modelaudit.architectures.cifar_vgg import CifarVgg
 from modelaudit.architectures.wide_resnet import WideResNet
+from modelaudit.errors import UnknownArchitectureError
+from modelaudit.weights import Weights
 from tests.helpers.architectures import (
     agrees,
     families,
@@ -107,7 +109,7 @@ def test_every_family_member_is_identified_and_computes_the_same_logits(
     module = seeded(build)
     weights = weights_of(module)
     candidate = identify_all(weights)[0]
-    batch = images((2, _in_channels(module), 32, 32))
+    batch = images((1, _in_channels(module), 32, 32))
     assert candidate.name == name
     assert candidate.input_channels == _in_channels(module)
     assert candidate.num_classes == logits(module, batch).shape[1]
@@ -246,6 +248,14 @@ def test_the_inputs_of_a_vgg_head_tell_the_image_size() -> None:
     assert candidate.input_sizes[0] == 64
     assert candidate.arguments["pool_size"] == 2
     assert agrees(candidate, weights, module, images((2, 3, 64, 64)))
+
+
+@pytest.mark.parametrize("missing", ["layers.0.conv3.weight", "conv2.weight"])
+def test_an_incomplete_mobilenet_is_refused(missing: str) -> None:
+    tensors = dict(CifarMobileNetV2(plan=((2, 8, 1),)).state_dict())
+    del tensors[missing]
+    with pytest.raises(UnknownArchitectureError):
+        identify_all(Weights(tensors=tensors))
 
 
 def test_adjacent_linear_layers_of_a_head_have_no_relu_between() -> None:

@@ -58,13 +58,7 @@ def _small_stem(name: str, *, has_pool: bool, in_channels: int = 3) -> nn.Module
     "name",
     [
         "resnet18",
-        "resnet34",
-        "resnet50",
-        "wide_resnet50_2",
-        "resnext50_32x4d",
         "vgg11",
-        "vgg16_bn",
-        "densenet121",
         "mobilenet_v2",
     ],
 )
@@ -75,30 +69,25 @@ def test_torchvision_models_are_identified_and_compute_the_same_logits(name: str
     assert candidate.name == f"torchvision_{name}"
     assert candidate.num_classes == 6
     assert candidate.input_sizes[0] == 224
-    assert agrees(candidate, weights, module, images((1, 3, 64, 64)))
+    assert agrees(candidate, weights, module, images((1, 3, 32, 32)))
 
 
 @pytest.mark.parametrize(
-    ("name", "has_pool", "suffix"),
-    [
-        ("resnet18", False, "_small_stem"),
-        ("resnet18", True, "_small_stem_pool"),
-        ("resnet50", False, "_small_stem"),
-    ],
+    ("has_pool", "suffix"), [(False, "_small_stem"), (True, "_small_stem_pool")]
 )
 def test_a_cifar_stem_is_two_candidates_of_which_one_computes_the_same(
-    name: str, has_pool: bool, suffix: str
+    has_pool: bool, suffix: str
 ) -> None:
-    module = seeded(lambda: _small_stem(name, has_pool=has_pool))
+    module = seeded(lambda: _small_stem("resnet18", has_pool=has_pool))
     weights = weights_of(module)
     candidates = identify_all(weights)
-    assert [c.name.removeprefix(f"torchvision_{name}") for c in candidates] == [
+    assert [c.name.removeprefix("torchvision_resnet18") for c in candidates] == [
         "_small_stem",
         "_small_stem_pool",
     ]
-    batch = images((2, 3, 32, 32))
+    batch = images((1, 3, 32, 32))
     right = [c.name for c in candidates if agrees(c, weights, module, batch)]
-    assert right == [f"torchvision_{name}{suffix}"]
+    assert right == [f"torchvision_resnet18{suffix}"]
     assert candidates[0].input_sizes[0] == 32
 
 
@@ -121,7 +110,7 @@ def test_a_pickled_maxpool_that_was_removed_behind_a_large_stem_is_removed() -> 
     weights = weights_of(module, with_hints=True)
     (candidate,) = identify_all(weights)
     assert "maxpool" in candidate.notes[-1]
-    assert agrees(candidate, weights, module, images((2, 3, 64, 64)))
+    assert agrees(candidate, weights, module, images((1, 3, 64, 64)))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -245,7 +234,21 @@ def test_incomplete_torchvision_models_without_a_head_are_refused(name: str) -> 
         identify_all(Weights(tensors=tensors))
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vgg13_bn", "vgg19", "resnet152", "resnext101_64x4d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vgg13_bn",
+        "vgg16",
+        "vgg19",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnext50_32x4d",
+        "wide_resnet50_2",
+        "vgg11_bn",
+        "densenet121",
+    ],
+)
 def test_the_librarys_full_size_is_identified_by_shapes_alone(name: str) -> None:
     with torch.device("meta"):
         module = _tv(name)

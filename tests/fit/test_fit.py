@@ -693,13 +693,16 @@ def test_labels_and_predictions_are_those_of_all_images() -> None:
 def test_batchnorm_of_a_flat_net_counts() -> None:
     clean = clean_set(NUMBERS, per_folder=30, is_labelled=False)
     generator = torch.Generator().manual_seed(0)
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    first, norm = nn.Linear(768, 8), nn.BatchNorm1d(8)
+    flat = nn.Sequential(nn.Flatten(), first, norm, nn.Linear(8, 4))
     flat.eval().requires_grad_(False)
     for parameter in flat.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    seen = flat[1](clean.tensor(16, 3).flatten(1) * 2 - 1)
-    flat[2].running_mean.copy_(seen.mean(0))
-    flat[2].running_var.copy_(seen.var(0))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    seen = first(clean.tensor(16, 3).flatten(1) * 2 - 1)
+    norm.running_mean.copy_(seen.mean(0))
+    norm.running_var.copy_(seen.var(0))
     result = run([candidate(flat, num_classes=4)], clean)
     assert result.preprocessing.id == "half"
     assert result.divergence is not None

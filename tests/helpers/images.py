@@ -23,7 +23,8 @@ def picture(label: int, index: int, *, size: int = 16, width: int | None = None)
     stripes = np.sin(grid * 0.7)[..., None] * 40
     colour = np.random.default_rng(1000 + label).uniform(60, 200, size=3)
     noise = generator.normal(0, 25, size=(size, columns, 3)) + generator.normal(0, 20)
-    return np.clip(colour + stripes + noise, 0, 255).astype(np.uint8)
+    pixels: np.ndarray = np.clip(colour + stripes + noise, 0, 255)
+    return pixels.astype(np.uint8)
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:

@@ -60,9 +60,11 @@ def convolution(hint: ModuleHint) -> Geometry:
     """Return a convolution's stride, padding, dilation and padding mode, where credible."""
     get = hint.attributes.get
     said, mode = get("padding"), get("padding_mode")
-    is_word = said in {"same", "valid"}
+    stride = pair(get("stride"), low=1, high=MAX_STRIDE)
+    # torch refuses "same" beside a stride
+    is_word = said == "valid" or (said == "same" and stride == (1, 1))
     return Geometry(
-        stride=pair(get("stride"), low=1, high=MAX_STRIDE),
+        stride=stride,
         padding=str(said) if is_word else pair(said, low=0, high=MAX_KERNEL),
         dilation=pair(get("dilation"), low=1, high=MAX_STRIDE),
         padding_mode=_PADDING_MODES.get(mode) if isinstance(mode, str) else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from modelaudit.architectures._build import compare, on_meta
@@ -168,5 +169,6 @@ def identify(
     if search.broken is not None:
         raise search.broken
     for family in asked:
-        search.examine(family.examples())
+        examples = iter(family.examples())
+        search.examine(examples if name is not None else islice(examples, 1))
     raise _refusal(search)

@@ -9,8 +9,8 @@ cost to go.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from modelaudit.architectures._hints import convolution
@@ -31,8 +31,8 @@ MAX_CANDIDATES = 64
 _COLOUR_SIZES = (32, 64, 28, 96, 128, 224, 48, 160, 256)
 _GREY_SIZES = (28, 32, 64, 96, 128, 224, 48, 160, 256)
 _MIN_SIZE, _MAX_SIZE = 4, 256
-#: guard of the search; solutions are found long before
-_MAX_VISITS = 20_000
+#: a reading that costs less needs no look at unusual sizes; one at an unusual size costs more
+_PLAUSIBLE, _UNUSUAL_SIZE = 2.0, 2.0
 #: cost of what is less usual (dimensionless; only the order matters)
 _VALID_PADDING, _OTHER_PADDING, _STRIDE_TWO, _SIZE_RANK = 0.4, 2.0, 2.0, 0.2
 
@@ -158,46 +158,76 @@ def _advance(size: int, parts: tuple[Part, ...], side: int | None) -> int:
     return size
 
 
-def _best_first(
-    steps: list[list[_Choice]], size: int, side: int | None
-) -> Iterator[tuple[float, tuple[_Choice, ...]]]:
-    """Yield the combinations that reach the end, cheapest first."""
-    end = len(steps)
+class _Plan:
+    """The choices of one style in running order, and the search through them.
 
-    @cache
-    def to_go(step: int, current: int) -> float:
-        if current == 0:
+    Args:
+        steps: alternatives of each step.
+        owners: the layer that each step belongs to.
+        side: side of the maps that the first linear layer takes, in pixels.
+        cost: the style's own cost (dimensionless).
+    """
+
+    def __init__(
+        self, steps: list[list[_Choice]], owners: list[int], side: int | None, cost: float
+    ) -> None:
+        self._steps = steps
+        self._owners = owners
+        self._side = side
+        self._known: dict[tuple[int, int], float] = {}
+        self.cost = cost
+
+    def _to_go(self, step: int, size: int) -> float:
+        """Return the least cost from `step` on with maps of side `size`; infinite if none fits."""
+        if size == 0:
             return float("inf")
-        if step == end:
+        if step == len(self._steps):
             return 0.0
-        return min(
-            choice.cost + to_go(step + 1, _advance(current, choice.parts, side))
-            for choice in steps[step]
-        )
+        known = self._known.get((step, size))
+        if known is None:
+            known = min(
+                choice.cost + self._to_go(step + 1, _advance(size, choice.parts, self._side))
+                for choice in self._steps[step]
+            )
+            self._known[step, size] = known
+        return known
 
-    heap: list[tuple[float, int, float, int, int, tuple[_Choice, ...]]] = []
-    visits = 0
-    if to_go(0, size) < float("inf"):
-        heap.append((to_go(0, size), 0, 0.0, 0, size, ()))
-    while heap and visits < _MAX_VISITS:
-        _, _, cost, step, current, taken = heapq.heappop(heap)
-        if step == end:
-            yield cost, taken
-            continue
-        for choice in steps[step]:
-            visits += 1
-            after = _advance(current, choice.parts, side)
-            rest = to_go(step + 1, after)
-            if rest < float("inf"):
+    def solutions(self, size: int) -> Iterator[tuple[float, tuple[_Choice, ...]]]:
+        """Yield cost and choices of each way through from images of side `size`, cheapest first."""
+        start = self._to_go(0, size)
+        if start == float("inf"):
+            return
+        # among equals the longest path goes on, so that a solution is finished before others begin
+        heap: list[tuple[float, int, int, float, int, tuple[_Choice, ...]]] = [
+            (start, 0, 0, 0.0, size, ())
+        ]
+        visits = 0
+        while heap:
+            _, depth, _, cost, current, taken = heapq.heappop(heap)
+            step = -depth
+            if step == len(self._steps):
+                yield self.cost + cost, taken
+                continue
+            for choice in self._steps[step]:
+                visits += 1
+                after = _advance(current, choice.parts, self._side)
                 total = cost + choice.cost
-                entry = (total + rest, visits, total, step + 1, after, (*taken, choice))
-                heapq.heappush(heap, entry)
+                bound = total + self._to_go(step + 1, after)
+                if bound < float("inf"):
+                    entry = (bound, depth - 1, visits, total, after, (*taken, choice))
+                    heapq.heappush(heap, entry)
+
+    def grouped(self, taken: tuple[_Choice, ...]) -> tuple[tuple[Part, ...], ...]:
+        """Return the parts of the choices by the layer that they belong to."""
+        fillings: list[list[Part]] = [[] for _ in range(self._owners[-1] + 1)]
+        for choice, owner in zip(taken, self._owners, strict=True):
+            fillings[owner].extend(choice.parts)
+        return tuple(tuple(parts) for parts in fillings)
 
 
-def _steps(
+def _plan(
     chain: Chain, hints: Mapping[str, ModuleHint], slots: list[tuple[Option, ...]], style: _Style
-) -> tuple[list[list[_Choice]], list[int]]:
-    """Return the choices in running order, and the layer that each belongs to."""
+) -> _Plan:
     steps: list[list[_Choice]] = []
     owners: list[int] = []
     for index, (layer, options) in enumerate(zip(chain.layers, slots, strict=True)):
@@ -206,16 +236,7 @@ def _steps(
             owners.append(index)
         steps.append([_filled(option, style) for option in options])
         owners.append(index)
-    return steps, owners
-
-
-def _grouped(
-    taken: tuple[_Choice, ...], owners: list[int], count: int
-) -> tuple[tuple[Part, ...], ...]:
-    fillings: list[list[Part]] = [[] for _ in range(count)]
-    for choice, owner in zip(taken, owners, strict=True):
-        fillings[owner].extend(choice.parts)
-    return tuple(tuple(parts) for parts in fillings)
+    return _Plan(steps, owners, chain.side, style.cost)
 
 
 def structures(chain: Chain, hints: Mapping[str, ModuleHint]) -> list[Structure]:
@@ -230,12 +251,20 @@ def structures(chain: Chain, hints: Mapping[str, ModuleHint]) -> list[Structure]
     """
     slots = read_slots(chain, hints)
     usual = _GREY_SIZES if chain.in_channels == 1 else _COLOUR_SIZES
+    found = _search(chain, hints, slots, usual, dearest=float("inf"))
+    if found and found[0].cost < _PLAUSIBLE:
+        return found
     others = tuple(s for s in range(_MIN_SIZE, _MAX_SIZE + 1) if s not in usual)
-    for sizes in (usual, others):
-        found = _search(chain, hints, slots, sizes)
-        if found:
-            return found
-    return []
+    exact = [tuple(o for o in options if hints or not _resizes(o.ops)) for options in slots]
+    dearest = _PLAUSIBLE / 2 if found else float("inf")
+    swept = _search(chain, hints, exact, others, dearest=dearest)
+    swept = [replace(structure, cost=structure.cost + _UNUSUAL_SIZE) for structure in swept]
+    return sorted([*found, *swept], key=lambda structure: structure.cost)[:MAX_CANDIDATES]
+
+
+def _resizes(parts: tuple[Part, ...]) -> bool:
+    """Return whether an adaptive pooling makes any input size fit."""
+    return any(isinstance(part, Op) and part.kind.startswith("Adaptive") for part in parts)
 
 
 def _search(
@@ -243,15 +272,24 @@ def _search(
     hints: Mapping[str, ModuleHint],
     slots: list[tuple[Option, ...]],
     sizes: tuple[int, ...],
+    *,
+    dearest: float,
 ) -> list[Structure]:
+    """Return the best solutions over all styles and `sizes`, each of a cost up to `dearest`."""
     costs: dict[tuple[tuple[Part, ...], ...], float] = {}
-    for style in _styles(hints):
-        steps, owners = _steps(chain, hints, slots, style)
-        for rank, size in enumerate(sizes):
-            solutions = _best_first(steps, size, chain.side)
-            for _, (cost, taken) in zip(range(MAX_CANDIDATES), solutions, strict=False):
-                fillings = _grouped(taken, owners, len(chain.layers))
-                total = cost + style.cost + _SIZE_RANK * rank
+    plans = [_plan(chain, hints, slots, style) for style in _styles(hints)]
+    for rank, size in enumerate(sizes):
+        handicap = _SIZE_RANK * min(rank, len(_COLOUR_SIZES))
+        for plan in plans:
+            # what cannot come among the best any more is not looked for
+            ranked = sorted(costs.values())[MAX_CANDIDATES - 1 : MAX_CANDIDATES]
+            limit = min([dearest, *(cost - handicap for cost in ranked)])
+            solutions = islice(plan.solutions(size), MAX_CANDIDATES)
+            for cost, taken in solutions:
+                if cost > limit:
+                    break
+                fillings = plan.grouped(taken)
+                total = cost + handicap
                 costs[fillings] = min(total, costs.get(fillings, total))
     best = sorted(costs.items(), key=lambda item: item[1])[:MAX_CANDIDATES]
     return [

@@ -7,10 +7,10 @@ because the user names the file in that very command.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +23,6 @@ from modelaudit.errors import ConfigError, UnknownArchitectureError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
     from modelaudit.weights import Weights
 
@@ -36,10 +35,8 @@ def _import(path: Path) -> ModuleType:
     """Import the file under a name of its own, without leaving a byte-code file beside it."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
     name = f"modelaudit_user_file_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{_FORM}, found {str(path)!r}, which is no Python file; name a .py file")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     # dataclasses and the like look their own module up while it runs
     sys.modules[name] = module
     try:

@@ -77,5 +77,8 @@ class ArchitectureFamily(ABC):
         """Yield every name that `propose` can use, for ``--arch NAME`` and error messages."""
 
     def examples(self) -> Iterable[Candidate]:
-        """Yield typical members, from which a refusal names the closest; none by default."""
+        """Yield members as published, the commonest first; none by default.
+
+        A refusal compares the file with the first, or with the one that ``--arch`` names.
+        """
         return ()

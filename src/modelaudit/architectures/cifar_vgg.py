@@ -32,6 +32,7 @@ DEPTHS: dict[int, tuple[int, ...]] = {
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
+COMMONEST = 16
 MULTIPLIERS = (1, 2, 4, 8, 8)
 #: every stage halves the resolution
 STRIDE = 2 ** len(MULTIPLIERS)
@@ -153,7 +154,7 @@ class CifarVggFamily(ArchitectureFamily):
 
     def examples(self) -> Iterator[Candidate]:
         """Yield each depth as published."""
-        for depth in DEPTHS:
+        for depth in sorted(DEPTHS, key=lambda depth: depth != COMMONEST):
             for has_batchnorm in (True, False):
                 yield _candidate(
                     depth=depth, width=64, in_channels=3, has_batchnorm=has_batchnorm, head=None

@@ -2,7 +2,7 @@
 
 Gu, Dolan-Gavitt & Garg, *BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply
 Chain* (arXiv 1708.06733); the 3x3 checker is that of ANP (Wu & Wang, arXiv 2110.14430) and BAN
-(arXiv 2410.19427).
+(arXiv 2405.19928).
 """
 
 from __future__ import annotations

@@ -71,8 +71,6 @@ class Attack(ABC, Generic[ConfigT]):
     summary: ClassVar[str]
     #: the paper
     reference: ClassVar[str]
-    #: what it needs beyond images and labels
-    needs: ClassVar[tuple[str, ...]] = ()
     #: frozen dataclass of options
     config_type: ClassVar[type]
 

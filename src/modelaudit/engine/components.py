@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
 from modelaudit.config import fields, replace_from_text
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 
     from modelaudit.registry import Entry
     from modelaudit.results import Json
+
+
+_LOG = logging.getLogger(__name__)
+
+#: What a scanner has to say of itself.
+_DECLARED = ("id", "version", "family", "summary", "reference", "config_type")
 
 
 def build_scanners(
@@ -33,12 +41,12 @@ def build_scanners(
     Raises:
         ConfigError: unknown id, variant, field or value; a scanner asked for twice; a setting for a
             scanner that does not run.
-        PluginError: the scanner cannot be imported.
+        PluginError: a scanner that was asked for cannot be imported or is none.
     """
     registry = registry or Registry("scanners")
     if not ids:
         classes: list[tuple[str, type[Scanner[Any]], str | None]] = [
-            (e.id, _as_scanner(cls, e), None) for e, cls in registry.load_all()
+            (entry.id, cls, None) for entry, cls in _usable(registry)
         ]
     else:
         duplicates = sorted({i for i in ids if list(ids).count(i) > 1})
@@ -61,18 +69,33 @@ def build_scanners(
 
 
 def _as_scanner(cls: type, entry: Entry) -> type[Scanner[Any]]:
+    name = f"{entry.id!r} of {entry.distribution!r}"
     if not issubclass(cls, Scanner):
-        raise PluginError(
-            f"{entry.id!r} of {entry.distribution!r} is no scanner: it must subclass "
-            "modelaudit.scanners.Scanner"
-        )
+        raise PluginError(f"{name} is no scanner: it must subclass modelaudit.scanners.Scanner")
+    missing = [attribute for attribute in _DECLARED if not hasattr(cls, attribute)]
+    if missing:
+        raise PluginError(f"{name} is no scanner: it must declare {', '.join(missing)}")
+    if inspect.isabstract(cls):
+        methods = ", ".join(sorted(cls.__abstractmethods__))
+        raise PluginError(f"{name} is no scanner: it must write {methods}")
     return cls
 
 
+def _usable(registry: Registry) -> list[tuple[Entry, type[Scanner[Any]]]]:
+    """Return every registered scanner that keeps the contract; the others are warned about."""
+    found = []
+    for entry, cls in registry.load_all():
+        try:
+            found.append((entry, _as_scanner(cls, entry)))
+        except PluginError as err:
+            _LOG.warning("plug-in left out: %s", err)
+    return found
+
+
 def _resolve(full_id: str, registry: Registry) -> tuple[str, type[Scanner[Any]], str | None]:
-    id_, _, variant = full_id.partition("@")
+    id_, at, variant = full_id.partition("@")
     cls = _as_scanner(registry.load(id_), registry.entry(id_))
-    if not variant:
+    if not at:
         return full_id, cls, None
     if variant not in cls.variants:
         raise ConfigError(
@@ -84,8 +107,9 @@ def _resolve(full_id: str, registry: Registry) -> tuple[str, type[Scanner[Any]],
 
 def list_components() -> dict[str, list[dict[str, Json]]]:
     """Return what is registered: scanners, repairs and attacks, each as records for JSON."""
-    listing: dict[str, list[dict[str, Json]]] = {}
-    for group in ("scanners", "repairs", "attacks"):
+    usable: list[tuple[Entry, type]] = [*_usable(Registry("scanners"))]
+    listing = {"scanners": [_describe(entry, cls) for entry, cls in usable]}
+    for group in ("repairs", "attacks"):
         listing[group] = [_describe(entry, cls) for entry, cls in Registry(group).load_all()]
     return listing
 

@@ -13,6 +13,8 @@ from modelaudit.errors import (
     ModelAuditError,
     OutputError,
     PluginError,
+    TooFewImagesError,
+    UnknownArchitectureError,
     UnsafeCheckpointError,
 )
 from modelaudit.results import (
@@ -53,6 +55,12 @@ _BY_ERROR: tuple[tuple[type[BaseException], Verdict, int, str], ...] = (
         ExitStatus.UNREADABLE,
         "say how the model is run: --arch, --preprocess, --input-size or --classes",
     ),
+    (
+        TooFewImagesError,
+        Verdict.INCONCLUSIVE,
+        ExitStatus.INCONCLUSIVE,
+        "give 500 clean images, at least 100 and 5 of each class",
+    ),
     (ConfigError, Verdict.USAGE, ExitStatus.USAGE, "see modelaudit scan --help"),
     (PluginError, Verdict.USAGE, ExitStatus.USAGE, "mend or uninstall the plug-in"),
     (
@@ -83,6 +91,8 @@ def failure_report(request: ScanRequest, error: BaseException) -> ScanReport:
             break
     code = error.code if isinstance(error, ModelAuditError) else f"MA-E{status:03d}"
     message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+    if isinstance(error, UnknownArchitectureError) and error.closest:
+        message = f"{message}; closest: {'; '.join(error.closest)}"
     if status == ExitStatus.BUG:
         message = f"{type(error).__name__}: {error}"
     return ScanReport(

@@ -10,7 +10,7 @@ import torch
 
 from modelaudit import architectures, checkpoint, cleanset
 from modelaudit import fit as fitting
-from modelaudit.errors import DataError
+from modelaudit.errors import DataError, FitError, TooFewImagesError
 from modelaudit.registry import Registry
 from modelaudit.results import CleanSetRecord, LoadRecord, SuspectRecord
 from modelaudit.scanners.base import CleanImages
@@ -97,18 +97,24 @@ def open_suspect(request: ScanRequest, *, progress: Progress, stopwatch: Stopwat
         else cleanset.read_clean_set(request.mixture, max_images=None, seed=request.seed)
     )
     stopwatch.lap("read clean set")
+    too_few = _too_few(clean)
     device = torch.device(request.device)
-    fit = fitting.fit(
-        candidates,
-        lambda candidate: architectures.load(candidate, read.weights),
-        clean,
-        split,
-        preprocessing=request.preprocessing,
-        input_size=request.input_size,
-        classes=classes,
-        device=device,
-        progress=progress,
-    )
+    try:
+        fit = fitting.fit(
+            candidates,
+            lambda candidate: architectures.load(candidate, read.weights),
+            clean,
+            split,
+            preprocessing=request.preprocessing,
+            input_size=request.input_size,
+            classes=classes,
+            device=device,
+            progress=progress,
+        )
+    except FitError as err:
+        if too_few:
+            raise TooFewImagesError("; ".join(too_few)) from err
+        raise
     suspect = Suspect(
         fit.module,
         preprocessing=fit.preprocessing,
@@ -153,7 +159,7 @@ def open_suspect(request: ScanRequest, *, progress: Progress, stopwatch: Stopwat
             ignored_keys=read.ignored_keys,
         ),
         static_findings=read.findings,
-        obstacles=_obstacles(clean, fit),
+        obstacles=_obstacles(too_few, fit),
         obstacles_to_clean=()
         if fit.preprocessing_is_certain
         else (
@@ -213,7 +219,7 @@ def _clean_record(clean: cleanset.CleanSet, fit: fitting.Fit) -> CleanSetRecord:
     )
 
 
-def _obstacles(clean: cleanset.CleanSet, fit: fitting.Fit) -> tuple[str, ...]:
+def _too_few(clean: cleanset.CleanSet) -> list[str]:
     found = []
     if len(clean) < MIN_IMAGES:
         found.append(f"a verdict needs at least {MIN_IMAGES} clean images, got {len(clean)}")
@@ -224,10 +230,15 @@ def _obstacles(clean: cleanset.CleanSet, fit: fitting.Fit) -> tuple[str, ...]:
                 f"a verdict needs at least {MIN_PER_CLASS} clean images of each class, "
                 f"one has {fewest}"
             )
-    if not fit.passes_gate:
-        shown = "unknown" if fit.accuracy is None else f"{fit.accuracy:.1%}"
-        found.append(
-            f"clean accuracy is {shown}, its lower bound has to reach {fit.gate:.1%} for a test "
-            "to mean anything: preprocessing or labels do not fit (--preprocess, --classes)"
-        )
-    return tuple(found)
+    return found
+
+
+def _obstacles(too_few: list[str], fit: fitting.Fit) -> tuple[str, ...]:
+    if fit.passes_gate:
+        return tuple(too_few)
+    shown = "unknown" if fit.accuracy is None else f"{fit.accuracy:.1%}"
+    misfit = (
+        f"clean accuracy is {shown}, its lower bound has to reach {fit.gate:.1%} for a test to "
+        "mean anything: preprocessing or labels do not fit (--preprocess, --classes)"
+    )
+    return (*too_few, misfit)

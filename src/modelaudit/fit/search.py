@@ -36,6 +36,9 @@ _SCREEN_IMAGES = 64
 _SCREEN_SIZE = 64
 _MIN_SCREEN_IMAGES = 32
 
+#: Images that the first BatchNorm layer is compared on; all search images where that leaves doubt.
+_MATCH_IMAGES = 128
+
 #: More pairs of architecture and input size than this are thinned out with a few normalisations
 #: first.
 _MAX_PAIRS = 4
@@ -64,8 +67,10 @@ def fit(
     runner-up's. What then is left must predict the same on 98 % of the images. Accuracy and margins
     are measured on the judging images.
 
-    Differs from §12.5: every hypothesis is run on up to 100 search images only; all of them are
-    used for the divergence, which costs one layer, and for those that are left.
+    Differs from §12.5: at first every hypothesis is run on up to 64 search images, and its first
+    layer on up to 128; all of them only for those that are then left. The divergence is the lowest
+    over the usual random crops of training (`modelaudit.fit.crops`), without which their padding
+    hides the normalisation.
 
     Args:
         candidates: architectures that the weights fit, best first; at least one.
@@ -128,9 +133,13 @@ class _Search:
         trials = self._trials(preprocessing, input_size)
         is_labelled = self.clean.labels is not None
         # Confidence says little about the normalisation: without labels every one of them is kept.
-        survivors = self._matched(plausible(trials) if is_labelled else trials)
+        survivors = plausible(trials) if is_labelled else trials
+        some = self.clean.stratified(self.split.search, _MATCH_IMAGES)
+        survivors = self._matched(survivors, some)
         left = contenders(survivors)
         notes: tuple[str, ...] = ()
+        if len(left) > 1 and len(some) < len(self.split.search):
+            left = contenders(self._matched(left, self.split.search))
         if len(left) > 1:
             left = self._full(left)
         if is_labelled or any(t.match is None for t in left):
@@ -255,8 +264,7 @@ class _Search:
             if t.hypothesis in found
         ]
 
-    def _matched(self, trials: Sequence[Trial]) -> list[Trial]:
-        images = self.split.search
+    def _matched(self, trials: Sequence[Trial], images: np.ndarray) -> list[Trial]:
         return [
             dataclasses.replace(t, match=self.runner.match(t.hypothesis, images)) for t in trials
         ]

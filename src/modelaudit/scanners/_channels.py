@@ -84,13 +84,15 @@ class PushTest:
         target: class that most images of other classes go to.
         share: share of them that goes there.
         lower: its one-sided lower 95 % bound.
-        opposite_upper: upper 95 % bound of the same channels pushed the other way.
-        control_share: largest share of `target` over random channel sets of the same layers.
-        passed: lower bound above one half, above the opposite push's upper bound and above every
-            control.
+        opposite_upper: upper 95 % bound of the same channels pushed the other way; 1 if not run.
+        control_share: largest share of `target` over random channel sets; 1 if not run.
+        leads_to_one: lower bound above one half and above the opposite push's upper bound: the
+            channels lead to `target`.
+        beats_controls: the lower bound is also above every control's share.
+        leads_to_all: the arrows look like y -> y+1, and no control's and not the opposite push's
+            do: the channels shift every class.
         per_class: off-class share of each class under the push.
         arrows: for each class, where its images go under the push; -1 for a class that stays.
-        is_permutation: whether the arrows look like y -> y+1.
     """
 
     target: int
@@ -98,10 +100,11 @@ class PushTest:
     lower: float
     opposite_upper: float
     control_share: float
-    passed: bool
+    leads_to_one: bool
+    beats_controls: bool
+    leads_to_all: bool
     per_class: tuple[float, ...]
     arrows: tuple[int, ...]
-    is_permutation: bool
 
 
 def push_test(
@@ -110,67 +113,82 @@ def push_test(
     images: Tensor,
     labels: Tensor,
     *,
+    control_pool: dict[str, list[int]],
     controls: int,
     generator: torch.Generator,
     batch_size: int,
 ) -> PushTest:
     """Push channels toward what the backdoor did to them; compare with what any push does.
 
+    The controls, which cost most, run only when the push itself leads somewhere.
+
     Args:
         suspect: in a borrow.
         push: flagged neurons to signed amounts.
         images: held-out images E.
         labels: ``(N,)`` int64.
+        control_pool: for each flagged layer, the channels that controls are drawn from: those
+            without a trace of a trigger, or pushing them would be no control.
         controls: number of random channel sets of the same layers and sizes (at least 20).
         generator: draws the control sets.
         batch_size: images computed together.
     """
     classes = suspect.num_classes
 
-    def count(predictions: Tensor) -> tuple[Tensor, Tensor]:
-        return off_class_counts(predictions, labels, classes)
+    def run(*pushes: dict[Neuron, float]) -> Tensor:
+        return pushed_predictions(suspect, pushes, images, batch_size=batch_size)
 
-    forward = pushed_predictions(suspect, [push], images, batch_size=batch_size)
-    hits, trials = count(forward)
-    shares = (hits.double() / trials.clamp_min(1)).squeeze(0)
+    forward = run(push)
     arrows = arrow_map(forward, labels, classes)
+    hits, trials = off_class_counts(forward[0], labels, classes)
+    shares = hits.double() / trials.clamp_min(1)
     target = int(shares.argmax())
-    n, k = int(trials[0, target]), int(hits[0, target])
-    lower = lower_bound(k, n) if n else 0.0
+    lower = lower_bound(int(hits[target]), int(trials[target]))
     opposite_upper, control_share = 1.0, 1.0
-    if lower > 0.5:
-        opposite = {neuron: -amount for neuron, amount in push.items()}
-        hits, trials = count(pushed_predictions(suspect, [opposite], images, batch_size=batch_size))
-        opposite_upper = upper_bound(int(hits[0, target]), int(trials[0, target]))
-        if opposite_upper < lower:
-            sets = [_control(suspect, push, generator) for _ in range(controls)]
-            hits, trials = count(pushed_predictions(suspect, sets, images, batch_size=batch_size))
-            control_share = float((hits[:, target] / trials[:, target].clamp_min(1)).max())
+    leads_to_one, leads_to_all = lower > 0.5, is_permutation_like(arrows)
+    if leads_to_one or leads_to_all:
+        opposite = run({neuron: -amount for neuron, amount in push.items()})
+        hits, trials = off_class_counts(opposite[0], labels, classes)
+        opposite_upper = upper_bound(int(hits[target]), int(trials[target]))
+        leads_to_one &= opposite_upper < lower
+        leads_to_all &= not is_permutation_like(arrow_map(opposite, labels, classes))
+    if leads_to_one or leads_to_all:
+        others = run(*(_control(suspect, push, control_pool, generator) for _ in range(controls)))
+        hits, trials = off_class_counts(others, labels, classes)
+        control_share = float((hits[:, target] / trials[:, target].clamp_min(1)).max())
+        leads_to_all &= not any(
+            is_permutation_like(arrow_map(other, labels, classes)) for other in others
+        )
     return PushTest(
         target=target,
         share=float(shares[target]),
         lower=lower,
         opposite_upper=opposite_upper,
         control_share=control_share,
-        passed=lower > 0.5 and opposite_upper < lower and control_share < lower,
+        leads_to_one=leads_to_one,
+        beats_controls=leads_to_one and control_share < lower,
+        leads_to_all=leads_to_all and not leads_to_one,
         per_class=tuple(shares.tolist()),
         arrows=tuple(arrows.targets.tolist()),
-        is_permutation=is_permutation_like(arrows),
     )
 
 
 def _control(
-    suspect: Suspect, push: dict[Neuron, float], generator: torch.Generator
+    suspect: Suspect,
+    push: dict[Neuron, float],
+    pool: dict[str, list[int]],
+    generator: torch.Generator,
 ) -> dict[Neuron, float]:
-    """Draw unflagged channels of the same layers, pushed by as many of their own deviations."""
+    """Draw channels of the same layers, pushed either way by as many of their own deviations."""
     drawn: dict[Neuron, float] = {}
     sites = {site.name: site for site in suspect.sites}
     for name, indices in grouped(list(push)).items():
         deviation = suspect.statistics(sites[name])[1].sqrt()
-        others = [i for i in range(sites[name].channels) if i not in set(indices)]
+        others = pool[name]
         order = torch.randperm(len(others), generator=generator)[: len(indices)]
+        signs = torch.randint(2, (len(indices),), generator=generator) * 2 - 1
         # Control i takes the amount of flagged channel i in units of the running deviation.
-        for i, index in zip(order.tolist(), indices, strict=False):
-            units = push[name, index] / max(float(deviation[index]), 1e-12)
-            drawn[name, others[i]] = units * float(deviation[others[i]])
+        for i, index, sign in zip(order.tolist(), indices, signs.tolist(), strict=False):
+            units = abs(push[name, index]) / max(float(deviation[index]), 1e-12)
+            drawn[name, others[i]] = sign * units * float(deviation[others[i]])
     return drawn

@@ -185,6 +185,7 @@ class BanScanner(Scanner[BanConfig]):
         epsilon = config.epsilon_for(suspect.input_size)
         found = clean.images[clean.search], clean.labels[clean.search]
         judged = clean.images[clean.judge], clean.labels[clean.judge]
+        clean.judged()  # raises before the search when there is nothing to judge on
         with context.progress.task(self.full_id, config.restarts * 2) as task:
             noise = untargeted_noise(
                 suspect,

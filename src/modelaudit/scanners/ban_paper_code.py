@@ -95,11 +95,16 @@ class BanPaperCodeScanner(Scanner[BanPaperCodeConfig]):
     requires_split = True
     min_images = 50
 
-    def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - by images alone
+    def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:
         """Return the passes of both searches and the two evaluations."""
         config = self.config
-        searches = config.mask_steps + config.noise_batches * config.steps
-        return Cost(forward=2 * len(clean.judge) + 1, forward_backward=config.batch * searches)
+        # A head that is no graph of its own runs the whole network, twice in each mask step.
+        has_cheap_head = suspect.split is not None and suspect.split.method == "graph"
+        mask_passes, judge_passes = (1, 2) if has_cheap_head else (3, 3)
+        searches = mask_passes * config.mask_steps + config.noise_batches * config.steps
+        return Cost(
+            forward=judge_passes * len(clean.judge) + 1, forward_backward=config.batch * searches
+        )
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         config = self.config

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
 import torch
 
 from modelaudit import config as configuration
-from modelaudit.errors import BudgetExceededError, DtypeError, ScannerError, ShapeError
+from modelaudit.errors import (
+    BudgetExceededError,
+    DegenerateStatisticError,
+    DtypeError,
+    ScannerError,
+    ShapeError,
+)
 from modelaudit.progress import NoProgress, Progress
 from modelaudit.results import Cost, Finding, Pattern, ScannerResult, SkippedScan
 from modelaudit.seeds import derive_seed
@@ -70,8 +76,17 @@ class CleanImages:
                 raise ShapeError(f"expected {name} in [0, 1], got values outside")
 
     def judged(self) -> tuple[Tensor, Tensor]:
-        """Return the images and labels of E that the suspect labels correctly (§0.5)."""
+        """Return the images and labels of E that the suspect labels correctly (§0.5).
+
+        Raises:
+            DegenerateStatisticError: there is none.
+        """
         kept = self.judge[self.predictions[self.judge] == self.labels[self.judge]]
+        if not len(kept):
+            raise DegenerateStatisticError(
+                f"expected the model to be right about some of {len(self.judge)} held-out clean "
+                "images, it is about none; check labels and preprocessing"
+            )
         return self.images[kept], self.labels[kept]
 
 

@@ -91,9 +91,10 @@ class DdeScanner(Scanner[DdeConfig]):
     min_images = 50
 
     def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - by images alone
-        """Return the passes over the mixture: one profile and one with neurons removed."""
-        mixture = 0 if clean.mixture is None else len(clean.mixture)
-        return Cost(forward=2 * mixture + (len(clean.images) if mixture else 0))
+        """Return the passes with a mixture: both sets, as they are and with neurons removed."""
+        if clean.mixture is None:
+            return Cost()
+        return Cost(forward=2 * (len(clean.mixture) + len(clean.images)))
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         neurons, on_clean = channel_entropies(context.profile)
@@ -115,7 +116,7 @@ class DdeScanner(Scanner[DdeConfig]):
                 evidence=evidence,
                 notes=(f"needs {self.config.min_mixture} mixture images",),
             )
-        return self._on_mixture(suspect, clean, context, neurons, on_clean, evidence)
+        return self._on_mixture(suspect, clean, context, neurons, evidence)
 
     def _on_mixture(
         self,
@@ -123,11 +124,13 @@ class DdeScanner(Scanner[DdeConfig]):
         clean: CleanImages,
         context: ScanContext,
         neurons: tuple[Neuron, ...],
-        on_clean: Tensor,
         evidence: dict[str, Json],
     ) -> Observation:
         config = self.config
         assert clean.mixture is not None
+        # The shared profile is over crops; these two have to be alike but for the trigger.
+        plain = profile(suspect, clean.images, batch_size=context.batch_size)
+        _, on_clean = channel_entropies(plain)
         mixed = profile(suspect, clean.mixture, batch_size=context.batch_size)
         _, on_mixture = channel_entropies(mixed)
         # Neurons that are two-moded on clean images too belong to classes, not to a trigger.
@@ -172,6 +175,7 @@ class DdeScanner(Scanner[DdeConfig]):
             "neurons": [list(n) for n in chosen[:10]],
         }
         targets = tuple(t for t, e in enumerate(excess) if e >= config.suspicious)
+        pattern = _pattern(targets, suspect.num_classes)
         is_free = drop <= config.max_accuracy_drop
         finding = Finding.NONE
         if score >= config.strong and is_free:
@@ -180,8 +184,8 @@ class DdeScanner(Scanner[DdeConfig]):
             finding = Finding.SUSPICIOUS
         return Observation(
             finding=finding,
-            pattern=_pattern(targets, suspect.num_classes),
-            target_labels=targets if len(targets) < suspect.num_classes / 2 else (),
+            pattern=pattern,
+            target_labels=() if pattern is Pattern.ALL_TO_ALL else targets,
             score=score,
             score_name=score_name,
             threshold=config.suspicious,

@@ -23,14 +23,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.config import require_range
-from modelaudit.errors import DegenerateStatisticError
+from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.functional.divergence import (
     bootstrap_effective_size,
     gaussian_kl,
     pooled_moments,
 )
+from modelaudit.functional.shares import arrow_map, is_permutation_like
 from modelaudit.results import Cost, Finding, Json, Pattern
-from modelaudit.scanners._channels import Neuron, pruned_predictions, push_test
+from modelaudit.scanners._channels import (
+    Neuron,
+    pruned_predictions,
+    push_test,
+    pushed_predictions,
+)
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.seeds import generator
 
@@ -54,8 +60,10 @@ class MbnsConfig:
         max_mismatch: median floor ratio above which the images do not match what the statistics
             were collected on, and the absence of an outlier means nothing.
         min_mismatch: median floor ratio below which the statistics were tuned to these very images.
-        push_deviations: how far flagged channels are pushed, in running standard deviations.
-        push_channels: most flagged channels that are pushed and pruned.
+        push_deviations: how far flagged channels are pushed, in running standard deviations; the
+            search images choose among these.
+        push_channels: most flagged channels that are pushed.
+        prune_channels: most flagged channels that are pruned.
         control_sets: random channel sets that the push is compared with.
         max_accuracy_drop: largest accuracy drop at which pruning counts as free.
     """
@@ -65,8 +73,9 @@ class MbnsConfig:
     strong: float = 60.0
     max_mismatch: float = 5.0
     min_mismatch: float = 0.05
-    push_deviations: float = 4.0
-    push_channels: int = 10
+    push_deviations: tuple[float, ...] = (2.0, 4.0)
+    push_channels: int = 20
+    prune_channels: int = 10
     control_sets: int = 20
     max_accuracy_drop: float = 0.03
 
@@ -76,8 +85,12 @@ class MbnsConfig:
         require_range(self, "strong", low=self.suspicious)
         require_range(self, "min_mismatch", low=0)
         require_range(self, "max_mismatch", low=self.min_mismatch, is_low_open=True)
-        require_range(self, "push_deviations", low=0, is_low_open=True)
+        if not self.push_deviations or min(self.push_deviations) <= 0:
+            raise ConfigError(
+                f"MbnsConfig.push_deviations must be positive, got {self.push_deviations!r}"
+            )
         require_range(self, "push_channels", low=1)
+        require_range(self, "prune_channels", low=1)
         require_range(self, "control_sets", low=20)
         require_range(self, "max_accuracy_drop", low=0, high=1)
 
@@ -137,6 +150,17 @@ def divergences(suspect: Suspect, profile: Profile, *, resamples: int, seed: int
     )
 
 
+def _without_trace(found: Divergences, flagged: list[int]) -> dict[str, list[int]]:
+    """Return, for each flagged layer, the half of its channels nearest to the sampling floor."""
+    pool: dict[str, list[int]] = {}
+    for name in {found.neurons[i][0] for i in flagged}:
+        rows = [i for i, neuron in enumerate(found.neurons) if neuron[0] == name]
+        rows.sort(key=lambda i: float(found.floor_ratio[i]))
+        kept = [i for i in rows[: len(rows) // 2] if i not in set(flagged)]
+        pool[name] = [found.neurons[i][1] for i in kept]
+    return pool
+
+
 class MbnsScanner(Scanner[MbnsConfig]):
     """Mismatched BatchNorm statistics; no gradients, no labels, one shared forward pass."""
 
@@ -153,7 +177,11 @@ class MbnsScanner(Scanner[MbnsConfig]):
 
     def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - by images alone
         """Return the passes of the confirmation, which only a finding needs."""
-        return Cost(forward=len(clean.judge) * (3 + self.config.control_sets))
+        config = self.config
+        return Cost(
+            forward=len(clean.judge) * (3 + config.control_sets)
+            + len(clean.search) * len(config.push_deviations)
+        )
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         config = self.config
@@ -173,7 +201,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
             "largest_divergence": float(found.divergence[alive].max()),
             "channels": [
                 [*found.neurons[i], float(found.divergence[i]), float(scores[i])]
-                for i in order[: config.push_channels].tolist()
+                for i in order[:10].tolist()
             ],
         }
         if score < config.suspicious:
@@ -220,23 +248,23 @@ class MbnsScanner(Scanner[MbnsConfig]):
         score: float,
         evidence: dict[str, Json],
     ) -> Observation:
-        """Prune and push the flagged channels on E: is the finding real, and where does it lead?"""
+        """Prune and push the flagged channels: is the finding real, and where does it lead?"""
         config = self.config
-        neurons = [found.neurons[i] for i in flagged]
         images, labels = clean.judged()
-        pruned = pruned_predictions(suspect, neurons, images, batch_size=context.batch_size)
+        pruned = pruned_predictions(
+            suspect,
+            [found.neurons[i] for i in flagged[: config.prune_channels]],
+            images,
+            batch_size=context.batch_size,
+        )
         drop = 1.0 - float((pruned == labels).double().mean())
-        push = {
-            found.neurons[i]: config.push_deviations
-            * float(found.deviation[i])
-            * float(found.shift[i].sign())
-            for i in flagged
-        }
+        push = self._best_push(suspect, clean, context, found, flagged)
         test = push_test(
             suspect,
             push,
             images,
             labels,
+            control_pool=_without_trace(found, flagged),
             controls=config.control_sets,
             generator=generator(context.seed, "mbns", "controls"),
             batch_size=context.batch_size,
@@ -251,10 +279,10 @@ class MbnsScanner(Scanner[MbnsConfig]):
             "arrows": list(test.arrows),
         }
         is_free = drop <= config.max_accuracy_drop
-        is_all_to_all = test.is_permutation
-        targets: tuple[int, ...] = (test.target,) if test.passed and not is_all_to_all else ()
-        pattern = Pattern.ALL_TO_ONE if targets else None
-        if is_all_to_all:
+        pattern = None
+        if test.leads_to_one:
+            pattern = Pattern.ALL_TO_ONE
+        elif test.leads_to_all:
             pattern = Pattern.ALL_TO_ALL
         notes = []
         if not is_free:
@@ -265,13 +293,42 @@ class MbnsScanner(Scanner[MbnsConfig]):
         return Observation(
             finding=Finding.STRONG if score >= config.strong else Finding.SUSPICIOUS,
             pattern=pattern,
-            target_labels=targets,
+            target_labels=(test.target,) if test.leads_to_one else (),
             score=score,
             score_name=_SCORE_NAME,
             threshold=config.suspicious,
-            is_confirmed=bool(targets) and is_free,
+            is_confirmed=(test.beats_controls or test.leads_to_all) and is_free,
             per_class=test.per_class,
             per_class_name="share of other classes' images that the push sends there",
             evidence=evidence,
             notes=tuple(notes),
         )
+
+    def _best_push(
+        self,
+        suspect: Suspect,
+        clean: CleanImages,
+        context: ScanContext,
+        found: Divergences,
+        flagged: list[int],
+    ) -> dict[Neuron, float]:
+        """Choose on S how far to push: to where classes shift one by one, else where most moves."""
+        kept = clean.search[clean.predictions[clean.search] == clean.labels[clean.search]]
+        images, labels = clean.images[kept], clean.labels[kept]
+        pushes = [
+            {
+                found.neurons[i]: units * float(found.deviation[i]) * float(found.shift[i].sign())
+                for i in flagged
+            }
+            for units in self.config.push_deviations
+        ]
+        predictions = pushed_predictions(suspect, pushes, images, batch_size=context.batch_size)
+        counts = torch.bincount(labels, minlength=suspect.num_classes).clamp_min(1)
+
+        def rank(index: int) -> tuple[bool, float]:
+            arrows = arrow_map(predictions[index], labels, suspect.num_classes)
+            # Share of each class's images that go where most of them go.
+            moved = float((arrows.errors * arrows.shares / counts).mean())
+            return is_permutation_like(arrows), moved
+
+        return pushes[max(range(len(pushes)), key=rank)]

@@ -3,23 +3,27 @@
 For each class t the margin z_t - max_{k != t} z_k is maximised over the whole pixel box from random
 starts. A backdoored target reaches a margin that is an outlier among the classes.
 
-Differs from the paper: ascent by steps of decaying sup-norm size with projection onto the box
-instead of plain gradient steps on a clamped copy (which leave dead pixels); starts that fall behind
-are dropped early; the outlier test is leave-one-out Grubbs on log margins instead of a Gamma fit,
-whose nominal 5 % is 16 to 22 % at ten classes (methods/detectors.md §11.3).
+Where clean images of every class are at hand, each margin is taken in units of the largest margin
+that a clean image of that class has: classes differ by nature, and clean models of one task share
+that difference. Without them the raw margins are compared, as in the paper.
+
+Differs from the paper, besides: ascent by steps of decaying sup-norm size with projection onto the
+box instead of plain gradient steps on a clamped copy (which leave dead pixels); starts that fall
+behind are dropped early; the outlier test is leave-one-out Grubbs on log margins instead of a Gamma
+fit, whose nominal 5 % is 16 to 22 % at ten classes (methods/detectors.md §11.3).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from modelaudit.config import require_range
-from modelaudit.functional.margin import gamma_p_value, margin_to
+from modelaudit.functional.margin import class_margins, gamma_p_value, margin_to
 from modelaudit.functional.statistics import generalised_esd, grubbs
-from modelaudit.results import Cost, Finding, Pattern
+from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.seeds import generator
 
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelaudit.suspect import Suspect
+
+
+#: Fewest clean images of each class that say what margins it has by nature.
+MIN_NATURAL = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +47,8 @@ class MmBdConfig:
         survivors: starts for each class that go on.
         steps: steps of a surviving start in all.
         step_size: first sup-norm step in pixel units [0, 1]; decays linearly to a twentieth.
-        max_passes: most forward+backward image passes; with many classes starts are cut to fit.
+        max_passes: most forward+backward image passes; with many classes starts, then
+            steps, are cut to fit.
         suspicious: leave-one-out t from which the outlier is suspicious.
         strong: leave-one-out t from which it is strong.
     """
@@ -62,6 +71,25 @@ class MmBdConfig:
         require_range(self, "max_passes", low=1)
         require_range(self, "suspicious", low=0)
         require_range(self, "strong", low=self.suspicious)
+
+    def passes(self, classes: int) -> int:
+        """Return the forward+backward passes of all starts over `classes` classes."""
+        later = self.steps - self.screen_steps
+        return classes * (self.starts * self.screen_steps + self.survivors * later)
+
+    def within_limit(self, classes: int) -> MmBdConfig:
+        """Return these settings with starts, then steps, cut until `max_passes` holds.
+
+        One step for each class is the least, whatever the limit.
+        """
+        config = self
+        while config.starts > 1 and config.passes(classes) > self.max_passes:
+            starts = config.starts - 1
+            config = replace(config, starts=starts, survivors=min(config.survivors, starts))
+        if config.passes(classes) > self.max_passes:
+            steps = max(1, self.max_passes // classes)
+            config = replace(config, steps=steps, screen_steps=min(config.screen_steps, steps))
+        return config
 
 
 def ascend(
@@ -120,10 +148,8 @@ def maximum_margins(
     The final margins are measured in float32, whatever dtype searched.
     """
     classes = suspect.num_classes
+    config = config.within_limit(classes)
     starts, survivors = config.starts, config.survivors
-    while starts > 1 and _passes(config, classes, starts, survivors) > config.max_passes:
-        starts -= 1
-        survivors = min(survivors, starts)
     shape = (starts, suspect.input_channels, suspect.input_size, suspect.input_size)
     images = torch.cat(
         [torch.rand(shape, generator=generator(seed, "mm_bd", t)) for t in range(classes)]
@@ -171,13 +197,26 @@ def maximum_margins(
     return final.view(classes, survivors).amax(1).double().cpu()
 
 
-def _passes(config: MmBdConfig, classes: int, starts: int, survivors: int) -> int:
-    later = config.steps - config.screen_steps
-    return classes * (starts * config.screen_steps + survivors * later)
+def natural_margins(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor | None:
+    """Return the largest margin of a clean image of each class, ``(K,)`` float64.
+
+    Args:
+        logits: ``(N, K)`` of clean images.
+        labels: ``(N,)`` int64.
+        num_classes: K.
+
+    Returns:
+        None where a class has fewer than `MIN_NATURAL` images, or none with a positive margin.
+    """
+    if int(torch.bincount(labels, minlength=num_classes).min()) < MIN_NATURAL:
+        return None
+    margins = class_margins(logits.double())
+    largest = torch.stack([margins[labels == t, t].amax() for t in range(num_classes)])
+    return largest if bool((largest > 0).all()) else None
 
 
 class MmBdScanner(Scanner[MmBdConfig]):
-    """Maximum margin outlier across classes; needs logits and input gradients, no data."""
+    """Maximum margin outlier across classes; needs logits and input gradients, no images."""
 
     id = "mm_bd"
     version = "1"
@@ -192,46 +231,52 @@ class MmBdScanner(Scanner[MmBdConfig]):
 
     def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - data-free
         """Return the passes of all starts."""
-        config = self.config
-        wanted = _passes(config, suspect.num_classes, config.starts, config.survivors)
+        config = self.config.within_limit(suspect.num_classes)
         return Cost(
             forward=suspect.num_classes * config.survivors,
-            forward_backward=min(wanted, max(config.max_passes, suspect.num_classes)),
+            forward_backward=config.passes(suspect.num_classes),
         )
 
-    def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:  # noqa: ARG002 - data-free
+    def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         config = self.config
         margins = maximum_margins(suspect, config, seed=context.seed, context=context)
+        evidence: dict[str, Json] = {"margins": margins.tolist()}
         if bool((margins <= 0).any()):
             return Observation(
                 finding=Finding.NO_POWER,
                 per_class=tuple(margins.tolist()),
                 per_class_name="largest margin found (logits)",
+                evidence=evidence,
                 notes=("some class cannot be reached at all, so margins cannot be compared",),
             )
-        test = grubbs(margins.log())
+        evidence["gamma_p_value"] = gamma_p_value(margins)
+        evidence["raw_statistic"] = grubbs(margins.log()).statistic
+        natural = natural_margins(context.profile.logits, clean.labels, suspect.num_classes)
+        scores, unit = margins, "logits"
+        if natural is not None:
+            evidence["natural_margins"] = natural.tolist()
+            scores, unit = margins / natural, "of a clean image's largest"
+        test = grubbs(scores.log())
         finding = Finding.NONE
         if test.statistic >= config.strong:
             finding = Finding.STRONG
         elif test.statistic >= config.suspicious:
             finding = Finding.SUSPICIOUS
-        others = generalised_esd(margins.log(), alpha=0.05)
+        others = generalised_esd(scores.log(), alpha=0.05)
         targets = tuple(sorted({test.index, *others})) if finding is not Finding.NONE else ()
+        pattern = None
+        if targets:
+            pattern = Pattern.SEVERAL if len(targets) > 1 else Pattern.ALL_TO_ONE
         return Observation(
             finding=finding,
-            pattern=(Pattern.SEVERAL if len(targets) > 1 else Pattern.ALL_TO_ONE)
-            if targets
-            else None,
+            pattern=pattern,
             target_labels=targets,
             score=test.statistic,
             score_name="leave-one-out t of the largest log margin",
             threshold=config.suspicious,
             p_value=test.p_value,
-            per_class=tuple(margins.tolist()),
-            per_class_name="largest margin found (logits)",
-            evidence={
-                "margins": margins.tolist(),
-                "gamma_p_value": gamma_p_value(margins),
-            },
+            per_class=tuple(scores.tolist()),
+            per_class_name=f"largest margin found ({unit})",
+            evidence=evidence,
             notes=("blind to all-to-all backdoors: every class then has a trigger",),
         )

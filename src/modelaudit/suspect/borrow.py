@@ -35,8 +35,10 @@ def state_digest(module: nn.Module) -> str:
     for name, tensor in sorted(_tensors(module).items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{tensor.requires_grad}".encode())
         digest.update(f"grad:{tensor.grad is not None}".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(raw.view(torch.uint8).numpy().tobytes())
+        for values in (tensor, tensor.grad):
+            if values is not None:
+                raw = values.detach().cpu().contiguous().reshape(-1)
+                digest.update(raw.view(torch.uint8).numpy().tobytes())
     for name, child in module.named_modules(remove_duplicate=False):
         attributes = sorted(k for k in vars(child) if k != "_parameters")
         hooks = [(k, len(v)) for k, v in sorted(vars(child).items()) if k.endswith("_hooks") and v]
@@ -51,16 +53,22 @@ def borrowed(module: nn.Module) -> Generator[nn.Module]:
     """Yield `module` in eval mode with every ``requires_grad`` off, and restore it on every exit.
 
     What is restored: parameter and buffer objects and their values, gradients, ``requires_grad``,
-    train/eval per module, hooks, submodules, and instance attributes such as a replaced
-    ``forward``.
+    train/eval per module, hooks, parametrisations, submodules, and instance attributes such as a
+    replaced ``forward``.
     """
     tensors = _tensors(module)
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    flags = {name: (tensor.requires_grad, tensor.grad) for name, tensor in tensors.items()}
-    attributes: list[tuple[nn.Module, dict[str, Any]]] = []
+    flags = {name: tensor.requires_grad for name, tensor in tensors.items()}
+    # A backward pass adds to the gradient in place, so that its values are kept too.
+    grads = {
+        name: (tensor.grad, tensor.grad.detach().clone())
+        for name, tensor in tensors.items()
+        if tensor.grad is not None
+    }
+    attributes: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]] = []
     for child in module.modules():
         saved = {k: (v.copy() if isinstance(v, dict) else v) for k, v in vars(child).items()}
-        attributes.append((child, saved))
+        attributes.append((child, type(child), saved))
     try:
         module.eval()
         for tensor in tensors.values():
@@ -68,13 +76,17 @@ def borrowed(module: nn.Module) -> Generator[nn.Module]:
                 tensor.requires_grad_(False)
         yield module
     finally:
-        for child, saved in attributes:
+        for child, kind, saved in attributes:
+            # A parametrisation gives the layer another class.
+            child.__class__ = kind
             _restore_attributes(child, saved)
         for name, tensor in tensors.items():
-            requires_grad, grad = flags[name]
             tensor.requires_grad_(False)
             tensor.copy_(values[name])
-            tensor.requires_grad_(requires_grad)
+            tensor.requires_grad_(flags[name])
+            grad, grad_values = grads.get(name, (None, None))
+            if grad is not None and grad_values is not None:
+                grad.detach().copy_(grad_values)
             tensor.grad = grad
 
 

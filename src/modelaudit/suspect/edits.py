@@ -185,11 +185,14 @@ def edited(
         groups: number R of restarts whose images stand one after another in each batch.
         channel_dims: site name to the channel dimension of its output.
 
+    Contexts may be nested: an inner one adds to the edits of other layers, replaces those of the
+    same BatchNorm layer, and takes its own away at its end.
+
     Yields:
         The context's state, whose `collecting` prepares `recal` mode.
     """
     state = Edited(mode, groups)
-    replaced: list[nn.Module] = []
+    replaced: list[tuple[nn.Module, object]] = []
     modules = dict(module.named_modules())
     try:
         for name, child in modules.items():
@@ -202,12 +205,14 @@ def edited(
                 forward = _other_forward(child, edit, channel_dims[name], groups)
             else:
                 continue
+            replaced.append((child, child.__dict__.get("forward")))
             child.__dict__["forward"] = forward
-            replaced.append(child)
         yield state
     finally:
-        for child in replaced:
+        for child, earlier in replaced:
             child.__dict__.pop("forward", None)
+            if earlier is not None:
+                child.__dict__["forward"] = earlier
 
 
 def _batchnorm_forward(

@@ -26,7 +26,7 @@ class SiteProfile:
         sums: sum over positions of each image and channel, ``(N, D)`` float64, CPU.
         squares: sum of squares, ``(N, D)`` float64, CPU.
         peaks: maximum over positions, phi of [DDE22] §3.1, ``(N, D)`` float32, CPU.
-        positions: values per image and channel (H·W).
+        positions: values per image and channel (H·W; of all calls, where one pass makes several).
     """
 
     site: Site
@@ -45,7 +45,8 @@ class Profile:
         features: g(x), ``(N, *feature_shape)`` float32 on the suspect's device; None without a
             split.
         sites: one record per site, in the order of `Suspect.sites`.
-        seconds_per_image: measured forward time, from which the engine estimates what follows.
+        seconds_per_image: measured forward time without the bookkeeping, from which the engine
+            estimates what follows.
     """
 
     logits: Tensor
@@ -63,18 +64,31 @@ class _Collector:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.call_positions: list[int] = []
         self.positions = 1
+        self.seconds = 0.0
 
     def add(self, values: Tensor) -> None:
+        start = time.perf_counter()
         values = values.detach().float()
         if self.site.channel_dim == -1:
             values = values.movedim(-1, 1)
         values = values.flatten(2) if values.dim() > 2 else values.unsqueeze(-1)
-        self.positions = values.shape[-1]
+        self.call_positions.append(values.shape[-1])
         # float64 sums: the divergence subtracts nearly equal numbers, whatever the batch size.
         wide = values.double()
         part = (wide.sum(-1), wide.square().sum(-1), values.amax(-1))
-        self.parts.append((part[0].cpu(), part[1].cpu(), part[2].cpu()))
+        self.calls.append((part[0].cpu(), part[1].cpu(), part[2].cpu()))
+        self.seconds += time.perf_counter() - start
+
+    def end_batch(self) -> None:
+        """Count what a layer saw in several calls of one pass as positions of the same images."""
+        sums, squares, peaks = (torch.stack(list(p)) for p in zip(*self.calls, strict=True))
+        self.parts.append((sums.sum(0), squares.sum(0), peaks.amax(0)))
+        self.positions = sum(self.call_positions)
+        self.calls.clear()
+        self.call_positions.clear()
 
     def result(self) -> SiteProfile:
         sums, squares, peaks = (torch.cat(list(p)) for p in zip(*self.parts, strict=True))
@@ -121,13 +135,15 @@ def profile(suspect: Suspect, images: Tensor, *, batch_size: int = 128) -> Profi
                     logits.append(suspect.head(h).cpu())
                 else:
                     logits.append(suspect.logits(batch).cpu())
+                for collector in collectors:
+                    collector.end_batch()
     finally:
         for handle in handles:
             handle.remove()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start - sum(c.seconds for c in collectors)
     return Profile(
         logits=torch.cat(logits),
         features=torch.cat(features) if features else None,
         sites=tuple(c.result() for c in collectors),
-        seconds_per_image=seconds / len(images),
+        seconds_per_image=seconds / max(1, len(images)),
     )

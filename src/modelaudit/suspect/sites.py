@@ -49,7 +49,7 @@ class Site:
     upstream: str | None
 
 
-def _kind(module: nn.Module) -> tuple[SiteKind, int, int] | None:
+def layer_kind(module: nn.Module) -> tuple[SiteKind, int, int] | None:
     """Return kind, channels and channel dimension, or None for a module without neurons."""
     if isinstance(module, _BatchNorm):
         return SiteKind.BATCHNORM, module.num_features, 1
@@ -66,6 +66,25 @@ def _kind(module: nn.Module) -> tuple[SiteKind, int, int] | None:
     if isinstance(module, nn.Linear):
         return SiteKind.LINEAR, module.out_features, -1
     return None
+
+
+_LINEAR_MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of a layer: what went in and out, and how often either had been written to."""
+
+    name: str
+    child: nn.Module
+    source: Tensor
+    output: Tensor
+    source_version: int
+    output_version: int
+
+    @property
+    def source_key(self) -> tuple[int, int]:
+        return id(self.source), self.source_version
 
 
 def find_sites(
@@ -85,19 +104,19 @@ def find_sites(
     Returns:
         Sites in the order of their first call.
     """
-    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    calls: list[_Call] = []
     handles: list[RemovableHandle] = []
 
     def record(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(child: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                calls.append((name, child, args[0], output))
+                calls.append(_Call(name, child, args[0], output, args[0]._version, output._version))
 
         return hook
 
     try:
         for name, child in module.named_modules():
-            if _kind(child) is not None:
+            if layer_kind(child) is not None:
                 handles.append(child.register_forward_hook(record(name)))
         with torch.no_grad():
             run()
@@ -105,22 +124,23 @@ def find_sites(
         for handle in handles:
             handle.remove()
 
-    # `calls` keeps the tensors alive, so object identity follows the data flow.
+    # `calls` keeps the tensors alive, so object identity follows the data flow; the version tells
+    # whether an in-place operation stood between.
     producer = {
-        id(output): name
-        for name, child, _, output in calls
-        if isinstance(child, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        (id(call.output), call.output_version): call.name
+        for call in calls
+        if isinstance(call.child, _LINEAR_MAPS)
     }
     normed = {
-        producer[id(source)]
-        for _, child, source, _ in calls
-        if not isinstance(child, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
-        and id(source) in producer
+        producer[call.source_key]
+        for call in calls
+        if not isinstance(call.child, _LINEAR_MAPS) and call.source_key in producer
     }
-    has_batchnorm = any(isinstance(child, _BatchNorm) for _, child, _, _ in calls)
+    has_batchnorm = any(isinstance(call.child, _BatchNorm) for call in calls)
     sites: dict[str, Site] = {}
-    for name, child, source, _ in calls:
-        described = _kind(child)
+    for call in calls:
+        name, child = call.name, call.child
+        described = layer_kind(child)
         if described is None or name in sites or name == classifier:
             continue
         kind, channels, dim = described
@@ -134,6 +154,6 @@ def find_sites(
             channels=channels,
             channel_dim=dim,
             has_statistics=isinstance(child, _BatchNorm) and child.running_mean is not None,
-            upstream=producer.get(id(source)),
+            upstream=producer.get(call.source_key),
         )
     return tuple(sites.values())

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from modelaudit.suspect.sites import layer_kind
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
@@ -68,6 +70,19 @@ def _single_input(node: fx.Node) -> fx.Node | None:
     return tensors[0] if len(tensors) == 1 else None
 
 
+def first_output(out: Any) -> Any:
+    """Return the logits of a module that may return them with something else behind them."""
+    return out[0] if isinstance(out, tuple | list) else out
+
+
+class _Tracer(fx.Tracer):
+    """Keeps every layer that can be a site whole, so that hooks and edits act in the graph too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        is_site = layer_kind(m) is not None
+        return is_site or super().is_leaf_module(m, module_qualified_name)
+
+
 class _Recorder(fx.Interpreter):
     """Keeps each node's value of one run in its ``meta``."""
 
@@ -81,7 +96,7 @@ def _feature_node(graph_module: fx.GraphModule) -> tuple[fx.Node, str] | None:
     """Return the node to cut at and the classifier's name."""
     modules = dict(graph_module.named_modules())
     output = next(n for n in graph_module.graph.nodes if n.op == "output")
-    node = output.args[0]
+    node = first_output(output.args[0])
     while isinstance(node, fx.Node) and not (
         node.op == "call_module" and _is_classifier(modules[str(node.target)])
     ):
@@ -113,16 +128,13 @@ def _cut(graph_module: fx.GraphModule, at: fx.Node) -> tuple[fx.GraphModule, fx.
     front.output(mapping[at])
     mapping = {at: back.placeholder("features")}
     after = nodes[nodes.index(at) + 1 :]
-    for node in after:
-        if node.op == "get_attr":
+    for node in after[:-1]:
+        if node.op == "get_attr" or all(n in mapping for n in node.all_input_nodes):
             mapping[node] = back.node_copy(node, lambda n: mapping[n])
-        elif any(n not in mapping for n in node.all_input_nodes):
-            if node.op == "output":
-                return None
-        else:
-            mapping[node] = back.node_copy(node, lambda n: mapping[n])
-    if after[-1] not in mapping:
+    logits = first_output(after[-1].args[0])
+    if logits not in mapping:
         return None
+    back.output(mapping[logits])
     parts = fx.GraphModule(graph_module, front), fx.GraphModule(graph_module, back)
     for part in parts:
         part.graph.eliminate_dead_code()
@@ -132,7 +144,7 @@ def _cut(graph_module: fx.GraphModule, at: fx.Node) -> tuple[fx.GraphModule, fx.
 
 def _by_graph(module: nn.Module, example: Tensor) -> Split | None:
     try:
-        traced = fx.symbolic_trace(module)
+        traced = fx.GraphModule(module, _Tracer().trace(module))
         # Values depend on the batch size where a module bakes it in; `_is_exact` finds that out.
         _Recorder(traced).run(example)
         found = _feature_node(traced)
@@ -182,7 +194,7 @@ def _by_injection(module: nn.Module, example: Tensor) -> Split | None:
         if not list(child.children())
     ]
     try:
-        logits = module(example)
+        logits = first_output(module(example))
     finally:
         for handle in handles:
             handle.remove()
@@ -222,7 +234,7 @@ def _by_injection(module: nn.Module, example: Tensor) -> Split | None:
 
     def head(values: Tensor) -> Tensor:
         with _output_of(feature_module, lambda _: values):
-            return module(values.new_zeros((len(values), *size)))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
+            return first_output(module(values.new_zeros((len(values), *size))))  # type: ignore[no-any-return]  # nn.Module.__call__ is Any
 
     return Split(
         features=features,
@@ -237,7 +249,7 @@ def _by_injection(module: nn.Module, example: Tensor) -> Split | None:
 def _is_exact(module: nn.Module, split: Split, batches: list[Tensor]) -> bool:
     for batch in batches:
         try:
-            logits, again = module(batch), split.head(split.features(batch))
+            logits, again = first_output(module(batch)), split.head(split.features(batch))
         except Exception:  # noqa: BLE001 - a cut that cannot run is no cut
             return False
         if logits.shape != again.shape:

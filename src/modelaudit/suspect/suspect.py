@@ -14,7 +14,7 @@ from modelaudit.errors import ShapeError
 from modelaudit.suspect.borrow import borrowed
 from modelaudit.suspect.edits import BatchNormMode, Edited, SiteEdit, edited
 from modelaudit.suspect.sites import Site, SiteKind, find_sites
-from modelaudit.suspect.split import Split, find_split
+from modelaudit.suspect.split import Split, find_split, first_output
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -151,9 +151,7 @@ class Suspect:
 
         The pass counts as forward+backward when gradients are being recorded for it.
         """
-        out = self._run(self.module, images)
-        if isinstance(out, tuple | list):
-            out = out[0]
+        out: Tensor = first_output(self._run(self.module, images))
         self._count(len(images), is_backward=out.requires_grad)
         return out.float()
 

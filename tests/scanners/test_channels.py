@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from modelaudit.scanners._channels import (
+    PushTest,
+    grouped,
+    prune_edits,
+    pruned_predictions,
+    push_test,
+    pushed_predictions,
+)
+from modelaudit.suspect import Suspect
+
+from tests.helpers import models
+from tests.helpers.planted import TARGET, gate_images, gate_suspect, vary
+
+#: The trigger's channel of a `GateNet` of five classes.
+_TRIGGER = ("norm", 5)
+
+#: Four of its running deviations.
+_AMOUNT = 0.8
+
+
+def _varied(suspect: Suspect) -> tuple[Suspect, Tensor]:
+    """Return the suspect and images that it spreads over its classes."""
+    images = models.images(40)
+    vary(suspect, images)
+    return suspect, images
+
+
+def _push(suspect: Suspect, *, controls: int = 20, n: int = 100) -> PushTest:
+    """Push the trigger's channel by four deviations."""
+    with suspect.borrowed():
+        return push_test(
+            suspect,
+            {_TRIGGER: _AMOUNT},
+            *gate_images(n),
+            controls=controls,
+            generator=torch.Generator().manual_seed(0),
+            batch_size=32,
+        )
+
+
+def test_neurons_are_grouped_by_layer_in_their_order() -> None:
+    assert grouped([("a", 3), ("b", 0), ("a", 1)]) == {"a": [3, 1], "b": [0]}
+    assert grouped([]) == {}
+
+
+def test_pruning_keeps_every_other_channel() -> None:
+    suspect = models.suspect_of(models.tiny_bn())
+    edits = prune_edits(suspect, [("norm1", 2), ("norm2", 0), ("norm2", 15)])
+    keep1, keep2 = edits["norm1"].keep, edits["norm2"].keep
+    assert keep1 is not None
+    assert keep2 is not None
+    assert keep1.tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
+    assert (keep2 == 0).nonzero().flatten().tolist() == [0, 15]
+
+
+def test_pruned_predictions_are_those_without_gamma_and_beta() -> None:
+    suspect, images = _varied(models.suspect_of(models.tiny_bn()))
+    with suspect.borrowed():
+        plain = suspect.predict(images)
+        pruned = pruned_predictions(
+            suspect, [("norm2", i) for i in range(0, 16, 2)], images, batch_size=16
+        )
+    other, _ = _varied(models.suspect_of(models.tiny_bn()))
+    with torch.no_grad():
+        for parameter in other.module.get_submodule("norm2").parameters():
+            parameter[::2] = 0
+    assert torch.equal(pruned, other.predict(images))
+    assert not torch.equal(pruned, plain)
+    assert torch.equal(suspect.predict(images), plain)
+
+
+def test_a_push_moves_the_input_of_the_layer() -> None:
+    suspect, images = _varied(models.suspect_of(models.tiny_bn()))
+    pushes = [{("norm1", 1): 3.0, ("norm2", 4): -2.0}, {("norm1", 1): 0.0}]
+    with suspect.borrowed():
+        rows = pushed_predictions(suspect, pushes, images, batch_size=16)
+        plain = suspect.predict(images)
+    assert rows.shape == (2, 40)
+    assert torch.equal(rows[1], plain)
+    # A push of the input is the same as the opposite shift of the running mean.
+    other, _ = _varied(models.suspect_of(models.tiny_bn()))
+    for name, channel, amount in (("norm1", 1, 3.0), ("norm2", 4, -2.0)):
+        other.module.get_submodule(name).get_buffer("running_mean")[channel] -= amount
+    assert torch.equal(rows[0], other.predict(images))
+    assert not torch.equal(rows[0], plain)
+
+
+def test_a_planted_channel_leads_to_its_target() -> None:
+    test = _push(gate_suspect())
+    assert test.target == TARGET
+    assert test.leads_to_one
+    assert not test.leads_to_all
+    assert test.share == 1.0
+    assert test.lower > 0.9
+    assert test.opposite_upper < 0.1
+    assert test.control_share == 0.0
+    assert test.per_class == pytest.approx([0.0, 0.0, 1.0, 0.0, 0.0])
+    assert test.arrows == (TARGET, TARGET, -1, TARGET, TARGET)
+
+
+def test_a_channel_whose_opposite_push_does_the_same_leads_nowhere() -> None:
+    test = _push(gate_suspect(gate="abs"))
+    assert test.target == TARGET
+    assert test.lower > 0.9
+    assert test.opposite_upper > 0.9
+    assert not test.leads_to_one
+
+
+def test_a_channel_that_does_no_more_than_random_ones_leads_nowhere() -> None:
+    # A push of four deviations now moves the prediction, whichever class channel it falls on.
+    test = _push(gate_suspect(deviation=1.0))
+    assert test.lower > 0.9
+    assert test.opposite_upper < 0.1
+    assert test.control_share == 1.0
+    assert not test.leads_to_one
+
+
+def test_a_channel_without_effect_leads_nowhere_and_its_controls_are_not_run() -> None:
+    suspect = gate_suspect()
+    images, labels = gate_images(100)
+    with suspect.borrowed():
+        test = push_test(
+            suspect,
+            {("norm", 0): 0.4},
+            images,
+            labels,
+            controls=20,
+            generator=torch.Generator().manual_seed(0),
+            batch_size=32,
+        )
+    assert test.share == 0.0
+    assert test.arrows == (-1,) * 5
+    assert not test.leads_to_one
+    assert not test.leads_to_all
+    assert suspect.passes.forward == 100
+
+
+def test_a_channel_that_shifts_every_class_leads_to_all() -> None:
+    test = _push(gate_suspect(is_all_to_all=True))
+    assert test.leads_to_all
+    assert not test.leads_to_one
+    assert test.arrows == (1, 2, 3, 4, 0)
+
+
+def test_a_shift_that_the_opposite_push_makes_too_leads_nowhere() -> None:
+    test = _push(gate_suspect(is_all_to_all=True, gate="abs"))
+    assert test.arrows == (1, 2, 3, 4, 0)
+    assert not test.leads_to_all
+
+
+def test_the_push_test_costs_one_pass_for_each_push_and_control() -> None:
+    suspect = gate_suspect()
+    _push(suspect, controls=20, n=50)
+    assert suspect.passes.forward == 50 * (2 + 20)
+
+
+def test_controls_repeat_with_their_seed() -> None:
+    assert _push(gate_suspect(deviation=0.2)) == _push(gate_suspect(deviation=0.2))
+
+
+def test_images_of_the_target_alone_cannot_be_led_anywhere() -> None:
+    suspect = gate_suspect()
+    images, labels = gate_images(100)
+    mine = labels == TARGET
+    with suspect.borrowed():
+        test = push_test(
+            suspect,
+            {_TRIGGER: _AMOUNT},
+            images[mine],
+            labels[mine],
+            controls=20,
+            generator=torch.Generator().manual_seed(0),
+            batch_size=32,
+        )
+    assert not test.leads_to_one
+    assert not test.leads_to_all
