@@ -103,6 +103,12 @@ def test_a_failure_names_what_was_asked_for() -> None:
     assert {"python", "torch", "numpy"} <= set(report.versions)
 
 
+def test_an_unknown_architecture_is_told_with_the_closest() -> None:
+    error = UnknownArchitectureError("no family fits", closest=("resnet18: conv1", "vgg11: a.0"))
+    report = failure_report(REQUEST, error)
+    assert report.verdict.reason == "no family fits; closest: resnet18: conv1; vgg11: a.0"
+
+
 def test_codes_are_unique_except_for_those_inherited() -> None:
     codes = [cls.code for cls in EXPECTED if issubclass(cls, ModelAuditError)]
     assert len(set(codes)) == len(codes)

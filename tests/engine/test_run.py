@@ -161,7 +161,7 @@ def test_an_unmet_need_is_a_declared_skip_whatever_the_budget(
 ) -> None:
     suspect = suspect_of(tiny_plain())
     needy = scanner_class("needy", cost=Cost(forward=10**9), **declared)
-    for budget in (None, 10.0):
+    for budget in (None, 10.0, 1e-9):
         (found,) = run(needy, suspect=suspect, budget=budget)
         assert isinstance(found, SkippedScan)
         assert found.is_declared_need

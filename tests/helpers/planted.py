@@ -12,7 +12,6 @@ from torch.nn import functional
 from modelaudit.functional.divergence import pooled_moments, reparameterised_batchnorm
 from modelaudit.scanners import CleanImages, ScanContext
 from modelaudit.suspect import Suspect, profile
-
 from tests.helpers.models import PLAIN_PIXELS
 
 if TYPE_CHECKING:
@@ -300,9 +299,7 @@ def trained(*, is_backdoored: bool) -> Suspect:
             optimiser.step()
             schedule.step()
     optimiser.zero_grad()
-    return Suspect(
-        net.eval(), preprocessing=PLAIN_PIXELS, input_size=SIZE, num_classes=CLASSES
-    )
+    return Suspect(net.eval(), preprocessing=PLAIN_PIXELS, input_size=SIZE, num_classes=CLASSES)
 
 
 @functools.cache
@@ -310,8 +307,6 @@ def trained_clean_set(*, is_backdoored: bool) -> CleanImages:
     """Return 300 clean images that the net of `trained` has not seen."""
     images, labels = pattern_images(300, 5)
     return clean_set(trained(is_backdoored=is_backdoored), images, labels)
-
-
 
 
 def every_parameter_is_free(suspect: Suspect) -> bool:

@@ -10,7 +10,6 @@ from modelaudit.results import Finding, Pattern, ScannerResult
 from modelaudit.scanners import CleanImages
 from modelaudit.scanners.ban import BanConfig, BanScanner, consensus
 from modelaudit.suspect import Suspect
-
 from tests.helpers import models
 from tests.helpers.planted import (
     CLASSES,

@@ -10,7 +10,6 @@ from modelaudit.scanners import CleanImages
 from modelaudit.scanners.ban import BanScanner
 from modelaudit.scanners.ban_paper_code import BanPaperCodeConfig, BanPaperCodeScanner
 from modelaudit.suspect import BatchNormMode, Suspect, state_digest
-
 from tests.helpers import models
 from tests.helpers.planted import clean_set, context_of, vary
 

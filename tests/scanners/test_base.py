@@ -20,7 +20,6 @@ from modelaudit.results import Cost, Finding, ScannerResult, SkippedScan
 from modelaudit.scanners import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.seeds import derive_seed
 from modelaudit.suspect import Suspect
-
 from tests.helpers import models
 from tests.helpers.planted import clean_set, context_of
 
@@ -99,8 +98,12 @@ def test_met_needs_are_no_skip() -> None:
     suspect = models.suspect_of(models.tiny_bn())
     clean = clean_set(suspect, models.images(10))
     needs = {
-        **{"requires_batchnorm": True, "requires_split": True, "requires_labels": True},
-        **{"requires_gradients": True, "min_images": 10, "min_classes": 4},
+        "requires_batchnorm": True,
+        "requires_split": True,
+        "requires_labels": True,
+        "requires_gradients": True,
+        "min_images": 10,
+        "min_classes": 4,
     }
     scanner = type("NeedyScanner", (FakeScanner,), needs)()
     assert scanner.unmet_need(suspect, clean) is None

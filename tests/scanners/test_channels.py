@@ -13,12 +13,14 @@ from modelaudit.scanners._channels import (
     pushed_predictions,
 )
 from modelaudit.suspect import Suspect
-
 from tests.helpers import models
 from tests.helpers.planted import TARGET, gate_images, gate_suspect, vary
 
 #: The trigger's channel of a `GateNet` of five classes.
 _TRIGGER = ("norm", 5)
+
+#: The class channels, which controls are drawn from.
+_POOL = {"norm": [0, 1, 2, 3, 4]}
 
 #: Four of its running deviations.
 _AMOUNT = 0.8
@@ -38,6 +40,7 @@ def _push(suspect: Suspect, *, controls: int = 20, n: int = 100) -> PushTest:
             suspect,
             {_TRIGGER: _AMOUNT},
             *gate_images(n),
+            control_pool=_POOL,
             controls=controls,
             generator=torch.Generator().manual_seed(0),
             batch_size=32,
@@ -95,6 +98,7 @@ def test_a_planted_channel_leads_to_its_target() -> None:
     test = _push(gate_suspect())
     assert test.target == TARGET
     assert test.leads_to_one
+    assert test.beats_controls
     assert not test.leads_to_all
     assert test.share == 1.0
     assert test.lower > 0.9
@@ -110,15 +114,34 @@ def test_a_channel_whose_opposite_push_does_the_same_leads_nowhere() -> None:
     assert test.lower > 0.9
     assert test.opposite_upper > 0.9
     assert not test.leads_to_one
+    assert not test.beats_controls
 
 
-def test_a_channel_that_does_no_more_than_random_ones_leads_nowhere() -> None:
+def test_a_channel_that_does_no_more_than_random_ones_does_not_beat_them() -> None:
     # A push of four deviations now moves the prediction, whichever class channel it falls on.
     test = _push(gate_suspect(deviation=1.0))
     assert test.lower > 0.9
     assert test.opposite_upper < 0.1
     assert test.control_share == 1.0
-    assert not test.leads_to_one
+    assert not test.beats_controls
+
+
+def test_controls_are_drawn_from_the_pool_alone() -> None:
+    # Any push of a class channel flips predictions, that of the target's own to the target.
+    suspect = gate_suspect(deviation=1.0)
+    for pool, is_high in (([0, 1], False), ([TARGET], True)):
+        with suspect.borrowed():
+            test = push_test(
+                suspect,
+                {_TRIGGER: _AMOUNT},
+                *gate_images(100),
+                control_pool={"norm": pool},
+                controls=20,
+                generator=torch.Generator().manual_seed(0),
+                batch_size=32,
+            )
+        assert (test.control_share > 0.5) == is_high
+        assert test.beats_controls != is_high
 
 
 def test_a_channel_without_effect_leads_nowhere_and_its_controls_are_not_run() -> None:
@@ -130,6 +153,7 @@ def test_a_channel_without_effect_leads_nowhere_and_its_controls_are_not_run() -
             {("norm", 0): 0.4},
             images,
             labels,
+            control_pool=_POOL,
             controls=20,
             generator=torch.Generator().manual_seed(0),
             batch_size=32,
@@ -174,6 +198,7 @@ def test_images_of_the_target_alone_cannot_be_led_anywhere() -> None:
             {_TRIGGER: _AMOUNT},
             images[mine],
             labels[mine],
+            control_pool=_POOL,
             controls=20,
             generator=torch.Generator().manual_seed(0),
             batch_size=32,

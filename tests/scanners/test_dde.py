@@ -6,7 +6,7 @@ from torch import Tensor
 
 from modelaudit.errors import ConfigError
 from modelaudit.functional.entropy import vasicek_entropy
-from modelaudit.results import Finding, Pattern, ScannerResult
+from modelaudit.results import Cost, Finding, Pattern, ScannerResult
 from modelaudit.scanners.dde import (
     GAUSSIAN_ENTROPY,
     DdeConfig,
@@ -14,7 +14,6 @@ from modelaudit.scanners.dde import (
     channel_entropies,
 )
 from modelaudit.suspect import Suspect
-
 from tests.helpers import models
 from tests.helpers.planted import (
     TARGET,
@@ -94,7 +93,7 @@ def test_a_planted_channel_of_a_mixture_is_found_and_its_target_named() -> None:
 
 
 def test_the_target_of_two_classes_is_named() -> None:
-    result = _planted(60, classes=2)
+    result = _planted(160, classes=2)
     assert result.target_labels == (1,)
     assert result.pattern is Pattern.ALL_TO_ONE
 
@@ -142,6 +141,11 @@ def test_neurons_that_cost_accuracy_are_not_strong() -> None:
 def test_the_passes_are_those_of_one_profile_and_one_pruning() -> None:
     result = _planted(60)
     assert result.cost.forward == 2 * (300 + 200)
+
+
+def test_clean_images_alone_are_estimated_to_cost_nothing() -> None:
+    suspect = models.suspect_of(models.tiny_bn())
+    assert DdeScanner().estimate(suspect, clean_set(suspect, models.images(60))) == Cost()
 
 
 def test_a_model_without_batchnorm_is_scanned() -> None:

@@ -12,7 +12,6 @@ from modelaudit.results import Finding, Pattern, ScannerResult
 from modelaudit.scanners import CleanImages
 from modelaudit.scanners.mbns import Divergences, MbnsConfig, MbnsScanner, divergences
 from modelaudit.suspect import Suspect
-
 from tests.helpers import models
 from tests.helpers.planted import (
     TARGET,
@@ -45,9 +44,7 @@ def _exact(n: int = 200) -> tuple[Suspect, Tensor]:
     return suspect, images
 
 
-def _scan(
-    suspect: Suspect, clean: CleanImages, config: MbnsConfig | None = None
-) -> ScannerResult:
+def _scan(suspect: Suspect, clean: CleanImages, config: MbnsConfig | None = None) -> ScannerResult:
     result = MbnsScanner(config).scan(suspect, clean, context=context_of(suspect, clean))
     assert isinstance(result, ScannerResult)
     return result
@@ -85,7 +82,7 @@ def _reparameterise(suspect: Suspect, images: Tensor, *, is_as_printed: bool) ->
     with torch.no_grad():
         if is_as_printed:
             ratio = (new[1] / old[1]).sqrt()
-            layer.bias += -old[0] / old[1].sqrt() + new[0] / new[1].sqrt()
+            layer.bias.add_(new[0] / new[1].sqrt() - old[0] / old[1].sqrt())
             layer.weight.copy_(layer.weight * ratio)
         else:
             weight, bias = reparameterised_batchnorm(
@@ -158,6 +155,15 @@ def test_a_dead_channel_is_left_out() -> None:
     result = _scan(suspect, clean_set(suspect, images))
     assert result.score is not None
     assert math.isfinite(result.score)
+
+
+def test_a_layer_without_running_statistics_is_left_out() -> None:
+    net = models.tiny_bn()
+    layer = net.get_submodule("norm1")
+    assert isinstance(layer, nn.BatchNorm2d)
+    layer.running_mean, layer.running_var = None, None
+    found = _divergences(models.suspect_of(net), models.images(60))
+    assert {name for name, _ in found.neurons} == {"norm2"}
 
 
 def test_a_model_of_dead_channels_alone_raises() -> None:

@@ -8,10 +8,16 @@ from torch import Tensor, nn
 
 from modelaudit.errors import BudgetExceededError, ConfigError, DegenerateStatisticError
 from modelaudit.results import Finding, Pattern, ScannerResult
-from modelaudit.scanners import ScanContext
-from modelaudit.scanners.mm_bd import MmBdConfig, MmBdScanner, ascend, maximum_margins
+from modelaudit.scanners import CleanImages, ScanContext
+from modelaudit.scanners.mm_bd import (
+    MIN_NATURAL,
+    MmBdConfig,
+    MmBdScanner,
+    ascend,
+    maximum_margins,
+    natural_margins,
+)
 from modelaudit.suspect import Suspect
-
 from tests.helpers import models
 from tests.helpers.planted import clean_set, context_of, profile_of
 
@@ -199,6 +205,76 @@ def test_ascent_stays_in_the_box_and_never_lowers_the_best() -> None:
     assert moved.max() == 1
     assert (best >= first).all()
     assert not moved.requires_grad
+
+
+def test_natural_margins_are_the_largest_of_each_class() -> None:
+    labels = torch.arange(3).repeat(MIN_NATURAL)
+    logits = torch.zeros(len(labels), 3)
+    logits[torch.arange(len(labels)), labels] = 1.0 + torch.arange(len(labels)).float()
+    # One image of another class, however certain, is not class 0's.
+    logits[1, 0] = 500.0
+    natural = natural_margins(logits, labels, 3)
+    assert natural is not None
+    last = 3 * MIN_NATURAL
+    assert natural.tolist() == [last - 2, last - 1, last]
+    assert natural.dtype == torch.float64
+
+
+def test_natural_margins_need_images_of_every_class() -> None:
+    labels = torch.arange(3).repeat(MIN_NATURAL)
+    logits = torch.eye(3)[labels]
+    assert natural_margins(logits, labels, 3) is not None
+    assert natural_margins(logits[1:], labels[1:], 3) is None
+    assert natural_margins(torch.eye(4)[labels], labels, 4) is None
+
+
+def test_a_class_that_is_never_predicted_has_no_natural_margin() -> None:
+    labels = torch.arange(3).repeat(MIN_NATURAL)
+    logits = torch.eye(3)[labels]
+    logits[labels == 1] = torch.tensor([1.0, 0.5, 0.0])
+    assert natural_margins(logits, labels, 3) is None
+
+
+def _striped(*targets: int, gains: Tensor) -> tuple[Suspect, CleanImages]:
+    """Return six classes that each answer to their own row of pixels, and images of them.
+
+    Class t multiplies its row by ``gains[t]``; a patch worth 20 logits leads to `targets`.
+    """
+    weight = torch.zeros(6, 3, _SIZE, _SIZE)
+    for label in range(6):
+        weight[label, :, label, 1:] = gains[label]
+    for target in targets:
+        weight[target, :, :, 0] += 20 / 18
+    suspect = _linear(weight.flatten(1))
+    labels = torch.arange(6).repeat(MIN_NATURAL)
+    images = 0.05 * models.images(len(labels), size=_SIZE)
+    images[torch.arange(len(labels)), :, labels, 1:] += 0.6
+    images[:, :, :, 0] = 0.0
+    clean = clean_set(suspect, images, labels)
+    assert torch.equal(clean.predictions, labels)
+    return suspect, clean
+
+
+def test_a_class_with_large_logits_everywhere_is_no_outlier_beside_its_natural_margin() -> None:
+    gains = torch.tensor([1.0, 1.05, 0.95, 5.0, 1.02, 0.98])
+    suspect, clean = _striped(gains=gains)
+    result = MmBdScanner().scan(suspect, clean, context=context_of(suspect, clean))
+    assert isinstance(result, ScannerResult)
+    assert result.finding is Finding.NONE
+    raw = result.evidence["raw_statistic"]
+    assert isinstance(raw, float)
+    assert result.score is not None
+    assert raw > 10 > result.score
+    assert len(result.evidence["natural_margins"]) == 6  # type: ignore[arg-type]  # a list
+
+
+def test_a_patch_stands_out_beside_natural_margins() -> None:
+    gains = torch.tensor([1.0, 1.05, 0.95, 1.0, 1.02, 0.98])
+    suspect, clean = _striped(4, gains=gains)
+    result = MmBdScanner().scan(suspect, clean, context=context_of(suspect, clean))
+    assert isinstance(result, ScannerResult)
+    assert result.finding is Finding.STRONG
+    assert result.target_labels == (4,)
 
 
 def test_a_class_out_of_reach_has_no_power() -> None:

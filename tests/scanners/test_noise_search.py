@@ -24,7 +24,6 @@ from modelaudit.scanners._noise_search import (
     untargeted_noise,
 )
 from modelaudit.suspect import BatchNormMode, Profile, Suspect
-
 from tests.helpers import models
 from tests.helpers.planted import every_parameter_is_free, profile_of, vary
 
@@ -389,11 +388,11 @@ def test_the_first_order_profile_equals_finite_differences() -> None:
             total = 0.0
             for unit in torch.eye(neurons):
                 zero = torch.zeros(neurons)
-                for up, down in (
-                    ((step * unit, zero), (-step * unit, zero)),
-                    ((zero, step * unit), (zero, -step * unit)),
+                for plus, minus in (
+                    (margin(step * unit, zero, target), margin(-step * unit, zero, target)),
+                    (margin(zero, step * unit, target), margin(zero, -step * unit, target)),
                 ):
-                    total += abs(margin(*up, target) - margin(*down, target)) / (2 * step)
+                    total += abs(plus - minus) / (2 * step)
             size = abs(margin(torch.zeros(neurons), torch.zeros(neurons), target))
             assert float(rho[target]) == pytest.approx(total / size, rel=2e-2)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from modelaudit.suspect import Suspect
 
+#: Least share of the classes that a push moves which have to go to one target.
+MIN_AGREEMENT = 0.8
+
 #: A neuron: layer name and channel index.
 Neuron = tuple[str, int]
 
@@ -86,8 +89,8 @@ class PushTest:
         lower: its one-sided lower 95 % bound.
         opposite_upper: upper 95 % bound of the same channels pushed the other way; 1 if not run.
         control_share: largest share of `target` over random channel sets; 1 if not run.
-        leads_to_one: lower bound above one half and above the opposite push's upper bound: the
-            channels lead to `target`.
+        leads_to_one: lower bound above one half and above the opposite push's upper bound, and
+            nearly every class that moves goes there: the channels lead to `target`.
         beats_controls: the lower bound is also above every control's share.
         leads_to_all: the arrows look like y -> y+1, and no control's and not the opposite push's
             do: the channels shift every class.
@@ -145,7 +148,9 @@ def push_test(
     target = int(shares.argmax())
     lower = lower_bound(int(hits[target]), int(trials[target]))
     opposite_upper, control_share = 1.0, 1.0
-    leads_to_one, leads_to_all = lower > 0.5, is_permutation_like(arrows)
+    moving = [a for c, a in enumerate(arrows.targets.tolist()) if a >= 0 and c != target]
+    agrees = sum(a == target for a in moving) >= MIN_AGREEMENT * len(moving)
+    leads_to_one, leads_to_all = lower > 0.5 and agrees, is_permutation_like(arrows)
     if leads_to_one or leads_to_all:
         opposite = run({neuron: -amount for neuron, amount in push.items()})
         hits, trials = off_class_counts(opposite[0], labels, classes)

@@ -68,8 +68,8 @@ class BanConfig:
     steps: int = 10
     batch: int = 128
     min_agreement: float = 0.75
-    suspicious: float = 0.06
-    strong: float = 0.1
+    suspicious: float = 0.04
+    strong: float = 0.08
     mask_steps: int = 400
     mask_weight: float = 0.75
     mask_learning_rate: float = 0.01

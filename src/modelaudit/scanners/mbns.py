@@ -69,15 +69,15 @@ class MbnsConfig:
     """
 
     resamples: int = 200
-    suspicious: float = 30.0
-    strong: float = 60.0
-    max_mismatch: float = 5.0
+    suspicious: float = 25.0
+    strong: float = 50.0
+    max_mismatch: float = 12.0
     min_mismatch: float = 0.05
-    push_deviations: tuple[float, ...] = (2.0, 4.0)
+    push_deviations: tuple[float, ...] = (2.0, 4.0, 8.0)
     push_channels: int = 20
     prune_channels: int = 10
     control_sets: int = 20
-    max_accuracy_drop: float = 0.03
+    max_accuracy_drop: float = 0.06
 
     def __post_init__(self) -> None:
         require_range(self, "resamples", low=10)
@@ -204,7 +204,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
                 for i in order[:10].tolist()
             ],
         }
-        if score < config.suspicious:
+        if score < config.suspicious or mismatch > config.max_mismatch:
             return self._unremarkable(mismatch, score, evidence)
         flagged = [
             i for i in order[: config.push_channels].tolist() if scores[i] >= config.suspicious

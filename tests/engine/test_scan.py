@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+import torch
+
+from modelaudit.engine import ScanRequest
+from modelaudit.engine.scan import scan, search_dtype
+from modelaudit.errors import ConfigError
+from modelaudit.progress import NoProgress
+from modelaudit.report import dumps, to_document, without_seconds
+from modelaudit.results import FailedScan, Finding, ScanReport, SkippedScan, Verdict
+from tests.helpers.engine import (
+    FOLDERS,
+    HALF,
+    SIDE,
+    install,
+    loud,
+    raising,
+    scanner_class,
+    trained,
+    write_checkpoint,
+    write_data,
+)
+from tests.helpers.images import write_folders
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from modelaudit.progress import Task
+
+PER_FOLDER = 26
+SCHEMA = jsonschema.Draft202012Validator(
+    json.loads((Path(__file__).parents[2] / "docs" / "schema" / "report-1.json").read_text("utf-8"))
+)
+#: The built-in scanners, as short as they can be told to be.
+SHORT = (
+    ("ban", "restarts", "1"),
+    ("ban", "steps", "1"),
+    ("ban", "mask_steps", "2"),
+    ("ban", "targeted_steps", "1"),
+    ("ban", "profile_images", "0"),
+    ("mm_bd", "starts", "1"),
+    ("mm_bd", "survivors", "1"),
+    ("mm_bd", "screen_steps", "1"),
+    ("mm_bd", "steps", "2"),
+)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint and a folder that it knows."""
+    root = tmp_path_factory.mktemp("scan")
+    return write_checkpoint(root / "model.pt", trained(PER_FOLDER)), write_data(
+        root / "clean", PER_FOLDER
+    )
+
+
+def request(paths: tuple[Path, Path], **options: Any) -> ScanRequest:
+    given = {"preprocessing": HALF, "input_size": SIDE, "budget_seconds": None} | options
+    return ScanRequest(checkpoint=paths[0], data=paths[1], **given)
+
+
+def run(paths: tuple[Path, Path], **options: Any) -> ScanReport:
+    return scan(request(paths, **options), progress=NoProgress())
+
+
+@pytest.fixture(scope="module")
+def quick(paths: tuple[Path, Path]) -> ScanReport:
+    """A scan by the two scanners that need no search."""
+    return run(paths, scanners=("mbns", "dde"))
+
+
+def test_a_scan_with_nothing_given_ends_in_a_valid_document(paths: tuple[Path, Path]) -> None:
+    asked = ScanRequest(checkpoint=paths[0], data=paths[1], settings=SHORT, budget_seconds=None)
+    report = scan(asked, progress=NoProgress())
+    document = json.loads(dumps(report))
+    SCHEMA.validate(document)
+    assert document["verdict"] in {"clean", "backdoored", "inconclusive"}
+    assert (
+        document["exit_code"]
+        == {"clean": 0, "backdoored": 1, "inconclusive": 5}[document["verdict"]]
+    )
+    ran = {r.id for r in report.scanners} | {s.id for s in report.skipped}
+    assert ran >= {"ban", "mbns", "dde", "mm_bd"}
+    assert report.failed == ()
+    assert report.clean_set.preprocessing["id"] == "half"
+    assert {choice.name for choice in report.clean_set.choices} >= {
+        "architecture",
+        "preprocessing",
+        "input_size",
+        "labels",
+    }
+
+
+def test_the_report_names_file_data_cost_and_stages(
+    quick: ScanReport, paths: tuple[Path, Path]
+) -> None:
+    assert quick.suspect.sha256 == hashlib.sha256(paths[0].read_bytes()).hexdigest()
+    assert quick.clean_set.images == len(FOLDERS) * PER_FOLDER
+    assert [r.id for r in quick.scanners] == ["mbns", "dde"]
+    assert list(quick.stage_seconds) == [
+        "read checkpoint",
+        "recognise architecture",
+        "read clean set",
+        "fit",
+        "profile",
+        "scanners",
+    ]
+    scanned = sum(r.cost.forward for r in quick.scanners)
+    assert quick.cost.forward == scanned + len(FOLDERS) * PER_FOLDER
+    assert quick.cost.seconds == pytest.approx(sum(quick.stage_seconds.values()))
+    assert quick.false_positive_rate is None
+
+
+def test_the_same_seed_gives_the_same_document_apart_from_times(
+    quick: ScanReport, paths: tuple[Path, Path]
+) -> None:
+    again = run(paths, scanners=("mbns", "dde"))
+    assert without_seconds(to_document(again)) == without_seconds(to_document(quick))
+
+
+def test_neither_file_nor_folder_is_written(quick: ScanReport, paths: tuple[Path, Path]) -> None:
+    names = sorted(p.name for p in paths[1].rglob("*"))
+    assert names == sorted([*FOLDERS, *[f"{i}.png" for i in range(PER_FOLDER)] * len(FOLDERS)])
+    assert hashlib.sha256(paths[0].read_bytes()).hexdigest() == quick.suspect.sha256
+
+
+def test_an_uncalibrated_plugin_never_moves_the_verdict(
+    quick: ScanReport, paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("loud", loud, is_calibrated=False))
+    report = run(paths, scanners=("loud", "mbns", "dde"))
+    shown = report.scanners[0]
+    assert (shown.id, shown.finding, shown.is_calibrated) == ("loud", Finding.STRONG, False)
+    assert report.verdict == quick.verdict
+    strip = [replace(r, cost=replace(r.cost, seconds=0.0)) for r in report.scanners[1:]]
+    assert strip == [replace(r, cost=replace(r.cost, seconds=0.0)) for r in quick.scanners]
+
+
+def test_a_calibrated_plugin_that_is_confirmed_is_heard(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("loud", loud))
+    report = run(paths, scanners=("loud", "dde"))
+    assert report.verdict.verdict is Verdict.BACKDOORED
+    assert report.verdict.target_labels == (1,)
+    assert report.exit_status == 1
+
+
+def test_a_setting_makes_a_scanner_uncalibrated(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("loud", loud))
+    report = run(paths, scanners=("loud", "dde"), settings=(("loud", "steps", "4"),))
+    assert not report.scanners[0].is_calibrated
+    assert report.verdict.verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_failing_plugin_is_shown_beside_the_findings(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("bad", raising(ValueError("broken"))))
+    report = run(paths, scanners=("bad", "mbns", "dde"))
+    assert report.failed == (FailedScan(id="bad", error="ValueError: broken"),)
+    assert [r.id for r in report.scanners] == ["mbns", "dde"]
+    SCHEMA.validate(json.loads(dumps(report)))
+
+
+def test_an_interrupt_in_a_scanner_leaves_the_scan(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("bad", raising(KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        run(paths, scanners=("bad",))
+
+
+def test_few_images_are_inconclusive_with_the_reason(
+    paths: tuple[Path, Path], tmp_path: Path
+) -> None:
+    few = write_data(tmp_path / "few", 8)
+    report = run((paths[0], few), scanners=("mbns", "dde"))
+    assert (report.verdict.verdict, report.exit_status) == (Verdict.INCONCLUSIVE, 5)
+    assert report.verdict.reason_code == "MA-V501"
+    assert "a verdict needs at least 100 clean images, got 32" in report.verdict.reason
+    SCHEMA.validate(json.loads(dumps(report)))
+
+
+def test_labels_that_do_not_fit_are_inconclusive_and_no_scanner_runs(
+    paths: tuple[Path, Path], tmp_path: Path
+) -> None:
+    turned = write_folders(
+        tmp_path / "turned", ("1", "2", "3", "0"), per_folder=PER_FOLDER, size=SIDE
+    )
+    report = run((paths[0], turned), scanners=("mbns", "dde"))
+    assert (report.verdict.verdict, report.exit_status) == (Verdict.INCONCLUSIVE, 5)
+    assert "preprocessing or labels do not fit" in report.verdict.reason
+    assert report.scanners == ()
+    assert [s.id for s in report.skipped] == ["mbns", "dde"]
+    assert not any(s.is_declared_need for s in report.skipped)
+    assert report.cost.forward == 0
+    assert "profile" not in report.stage_seconds
+    SCHEMA.validate(json.loads(dumps(report)))
+
+
+def test_a_budget_too_small_for_a_scanner_is_a_skip_with_the_reason(
+    paths: tuple[Path, Path],
+) -> None:
+    report = run(paths, scanners=("mbns",), budget_seconds=1e-6)
+    (skip,) = report.skipped
+    assert isinstance(skip, SkippedScan)
+    assert "raise --budget" in skip.reason
+    assert report.verdict.verdict is Verdict.INCONCLUSIVE
+
+
+def test_an_unknown_scanner_is_refused_before_any_file_is_read(tmp_path: Path) -> None:
+    asked = ScanRequest(
+        checkpoint=tmp_path / "missing.pt", data=tmp_path / "missing", scanners=("bann",)
+    )
+    with pytest.raises(ConfigError, match="unknown scanner 'bann'"):
+        scan(asked, progress=NoProgress())
+
+
+def test_progress_is_reported_by_stage(paths: tuple[Path, Path]) -> None:
+    from contextlib import contextmanager
+
+    done: dict[str, list[int]] = {}
+
+    class Recorder:
+        @contextmanager
+        def task(self, name: str, total: int) -> Generator[Task]:
+            done[name] = [total, 0]
+
+            class Counter:
+                def advance(self, amount: int = 1) -> None:
+                    done[name][1] += amount
+
+            yield Counter()
+
+    scan(request(paths, scanners=("mbns",)), progress=Recorder())
+    n = len(FOLDERS) * PER_FOLDER
+    assert done["profile"] == [n, n]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({}, None),
+        ({"avx512_bf16": False, "amx_bf16": False}, None),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_searches_run_in_bfloat16_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert search_dtype(torch.device("cpu")) is expected
+
+
+def test_searches_run_in_bfloat16_on_a_gpu() -> None:
+    assert search_dtype(torch.device("cuda")) is torch.bfloat16
