@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from modelaudit.engine import ScanRequest
-from modelaudit.engine.scan import scan, search_dtype
+from modelaudit.engine.scan import confident, scan, search_dtype
 from modelaudit.errors import ConfigError
 from modelaudit.progress import NoProgress
 from modelaudit.report import dumps, to_document, without_seconds
 from modelaudit.results import FailedScan, Finding, ScanReport, SkippedScan, Verdict
+from modelaudit.scanners import CleanImages
 from tests.helpers.engine import (
     FOLDERS,
     HALF,
@@ -266,3 +267,22 @@ def test_searches_run_in_bfloat16_where_the_processor_multiplies_it(
 
 def test_searches_run_in_bfloat16_on_a_gpu() -> None:
     assert search_dtype(torch.device("cuda")) is torch.bfloat16
+
+
+def test_unsure_unlabelled_images_leave_the_search_set_and_labelled_ones_stay() -> None:
+    images = torch.zeros(4, 3, 2, 2)
+    clean = CleanImages(
+        images=images,
+        labels=torch.zeros(4, dtype=torch.int64),
+        has_labels=False,
+        search=torch.tensor([0, 1, 2]),
+        judge=torch.tensor([3]),
+        predictions=torch.zeros(4, dtype=torch.int64),
+        as_trained=images,
+    )
+    sure, unsure = [9.0, 0.0, 0.0], [0.1, 0.0, 0.0]
+    logits = torch.tensor([sure, unsure, sure, unsure])
+    assert confident(clean, logits).search.tolist() == [0, 2]
+    assert confident(clean, torch.tensor([unsure] * 4)).search.tolist() == [0, 1, 2]
+    labelled = replace(clean, has_labels=True)
+    assert confident(labelled, logits) is labelled

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.results import Finding, Pattern, ScannerResult
-from modelaudit.scanners import CleanImages
+from modelaudit.scanners import CleanImages, ban
+from modelaudit.scanners._noise_search import NoisyRun
 from modelaudit.scanners.ban import BanConfig, BanScanner, consensus
 from modelaudit.suspect import Suspect
 from tests.helpers import models
@@ -20,6 +22,9 @@ from tests.helpers.planted import (
     trained_clean_set,
     vary,
 )
+
+if TYPE_CHECKING:
+    from modelaudit.results import Json
 
 #: Few and short searches, which are enough for the small trained nets.
 _SHORT = {"restarts": 4, "steps": 6, "batch": 64, "mask_steps": 50, "targeted_steps": 2}
@@ -156,6 +161,45 @@ def test_the_confirmation_aims_at_every_class() -> None:
     assert len(shares) == CLASSES
     assert int(torch.tensor(shares).argmax()) == TARGET
     assert 0.0 <= result.evidence["targeted_lower_bound"] <= 1.0  # type: ignore[operator]  # a number
+
+
+@pytest.mark.parametrize(("target", "expected"), [(1, True), (0, False)])
+def test_only_the_class_that_outruns_all_others_is_confirmed(
+    monkeypatch: pytest.MonkeyPatch, target: int, *, expected: bool
+) -> None:
+    suspect = trained(is_backdoored=False)
+    clean = trained_clean_set(is_backdoored=False)
+    _, labels = clean.judged()
+    # Noise aimed at class 1 sends everything there; the others do with two thirds and a little.
+    rows = []
+    for aim in range(CLASSES):
+        row = labels.clone()
+        others = (labels != aim).nonzero().flatten()
+        row[others if aim == 1 else others[: 2 * len(others) // 3 + aim]] = aim
+        rows.append(NoisyRun(predictions=row, features=None))
+    runs = iter(rows)
+    monkeypatch.setattr(ban, "judge", lambda *_, **__: next(runs))
+    evidence: dict[str, Json] = {}
+    with suspect.borrowed():
+        confirmed = BanScanner(_short(targeted_steps=1))._confirm(
+            suspect, clean, context_of(suspect, clean), 0.3, target, evidence
+        )
+    assert confirmed is expected
+    assert evidence["targeted_lower_bound"] > 0.5  # type: ignore[operator]  # a number
+
+
+def test_another_seed_draws_other_noise() -> None:
+    suspect, clean = trained(is_backdoored=True), trained_clean_set(is_backdoored=True)
+    results = [
+        BanScanner(_short(mask_steps=0)).scan(
+            suspect, clean, context=context_of(suspect, clean, seed=seed)
+        )
+        for seed in (0, 1)
+    ]
+    assert isinstance(results[0], ScannerResult)
+    assert isinstance(results[1], ScannerResult)
+    assert results[0].per_class != results[1].per_class
+    assert results[0].target_labels == results[1].target_labels
 
 
 def test_few_classes_cannot_be_confirmed() -> None:

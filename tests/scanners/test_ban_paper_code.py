@@ -109,6 +109,19 @@ def test_running_statistics_drift_during_the_scan_and_come_back() -> None:
     assert state_digest(suspect.module) == digest
 
 
+def test_the_noise_search_itself_lets_the_statistics_drift() -> None:
+    suspect, clean = _case()
+    buffer = suspect.module.get_submodule("norm2").get_buffer("running_var")
+    before = buffer.clone()
+    context = context_of(suspect, clean)
+    with suspect.borrowed():
+        BanPaperCodeScanner(_quick())._search_noise(
+            suspect, clean.images, clean.labels, 0.3, context, _ignore
+        )
+        assert not torch.allclose(buffer, before)
+    assert torch.equal(buffer, before)
+
+
 def test_only_the_last_batchs_noise_survives() -> None:
     suspect, clean = _case()
 

@@ -130,6 +130,20 @@ def test_layers_that_never_run_are_no_sites() -> None:
     assert list(sites_of(module)) == ["norm1", "norm2"]
 
 
+def test_a_layer_that_is_called_by_keyword_is_no_site() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3)
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.norm(input=self.conv(x))
+            return out
+
+    assert list(sites_of(ByKeyword().eval())) == ["conv"]
+
+
 def test_a_layer_called_twice_is_one_site() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -300,6 +300,41 @@ def test_a_bypass_moves_the_cut_behind_it() -> None:
     assert exactness(module, split, images(5)) < 1e-6
 
 
+class EarlySizeNet(nn.Module):
+    """Reads the batch size off its input and uses it behind the cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.act = nn.ReLU()
+        self.head = nn.Linear(6 * 64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.size(0)
+        out: Tensor = self.head(self.act(self.conv(x)).view(count, -1))
+        return out
+
+
+def test_a_number_that_bypasses_the_cut_leaves_injection() -> None:
+    module = initialised(EarlySizeNet(), 0)
+    with torch.no_grad():
+        assert _by_graph(module, images(2)) is None
+    split = find_split(module, batches(models.SIZE))
+    assert split is not None
+    assert (split.method, split.point) == ("injection", "act")
+    assert exactness(module, split, images(5)) < 1e-6
+
+
+def test_injection_says_when_the_features_are_never_computed() -> None:
+    module = models.tiny_bn()
+    with torch.no_grad():
+        split = _by_injection(module, images(2))
+    assert split is not None
+    module.norm2 = nn.Identity()
+    with pytest.raises(RuntimeError, match="the feature module was not called"):
+        split.features(images(2))
+
+
 class BranchNet(nn.Module):
     """Two linear branches are added after the classifier that stands last."""
 

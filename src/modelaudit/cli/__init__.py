@@ -9,8 +9,9 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from modelaudit.cli.jobs import Job, Startup
+from modelaudit.cli.jobs import Job
 from modelaudit.cli.outcome import Terminated
+from modelaudit.cli.startup import Startup
 from modelaudit.cli.streams import complain
 from modelaudit.results import ExitStatus
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,10 +16,13 @@ from modelaudit.suspect import profile
 from modelaudit.verdict import EXIT_STATUS, decide
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from modelaudit.engine.intake import Opened
     from modelaudit.engine.request import ScanRequest
     from modelaudit.progress import Progress
     from modelaudit.results import ScanOutcome
+    from modelaudit.scanners.base import CleanImages
 
 
 def search_dtype(device: torch.device) -> torch.dtype | None:
@@ -31,6 +35,23 @@ def search_dtype(device: torch.device) -> torch.dtype | None:
     capabilities = torch.cpu.get_capabilities()
     has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if has_bf16 else None
+
+
+def confident(clean: CleanImages, logits: Tensor) -> CleanImages:
+    """Return the clean images without the unlabelled ones that the suspect is unsure about, in S.
+
+    Self-labels stand in for labels up to the model's own errors, so that S keeps what has a largest
+    softmax of at least one half (methods/detectors.md §0.6).
+
+    Args:
+        clean: the clean images; labelled ones are returned as they are.
+        logits: ``(N, K)`` of all of them.
+    """
+    if clean.has_labels:
+        return clean
+    sure = logits.softmax(1).amax(1)[clean.search] >= 0.5
+    # A search needs images: a model that is unsure about everything is searched on everything.
+    return replace(clean, search=clean.search[sure]) if bool(sure.any()) else clean
 
 
 def scan(request: ScanRequest, *, progress: Progress) -> ScanReport:
@@ -64,7 +85,7 @@ def scan(request: ScanRequest, *, progress: Progress) -> ScanReport:
         outcomes = run_scanners(
             scanners,
             suspect,
-            opened.clean,
+            confident(opened.clean, shared.logits),
             profile=shared,
             seed=request.seed,
             progress=progress,

@@ -104,15 +104,11 @@ def _feature_node(graph_module: fx.GraphModule) -> tuple[fx.Node, str] | None:
     if not isinstance(node, fx.Node):
         return None
     classifier = str(node.target)
-    step = _single_input(node)
-    while step is not None:
-        value = step.meta["value"]
-        if value.dim() == 4 and not _is_average(step, modules):
-            return step, classifier
-        earlier = _single_input(step)
-        if earlier is None or earlier.op == "placeholder":
-            break
+    step = node
+    while (earlier := _single_input(step)) is not None and earlier.op != "placeholder":
         step = earlier
+        if step.meta["value"].dim() == 4 and not _is_average(step, modules):
+            return step, classifier
     return (_single_input(node) or node), classifier
 
 
@@ -121,17 +117,15 @@ def _cut(graph_module: fx.GraphModule, at: fx.Node) -> tuple[fx.GraphModule, fx.
     nodes = list(graph_module.graph.nodes)
     front, back = fx.Graph(), fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
+    position = nodes.index(at) + 1
+    for node in nodes[:position]:
         mapping[node] = front.node_copy(node, lambda n: mapping[n])
-        if node is at:
-            break
     front.output(mapping[at])
     mapping = {at: back.placeholder("features")}
-    after = nodes[nodes.index(at) + 1 :]
-    for node in after[:-1]:
+    for node in nodes[position:-1]:
         if node.op == "get_attr" or all(n in mapping for n in node.all_input_nodes):
             mapping[node] = back.node_copy(node, lambda n: mapping[n])
-    logits = first_output(after[-1].args[0])
+    logits = first_output(nodes[-1].args[0])
     if logits not in mapping:
         return None
     back.output(mapping[logits])
