@@ -39,6 +39,11 @@ def labels(n: int, *, classes: int = CLASSES) -> Tensor:
     return torch.arange(n) % classes
 
 
+def distance(one: Tensor, other: Tensor) -> float:
+    """Largest difference, in units of the largest value: layers differ in scale."""
+    return float((one - other).abs().max() / other.abs().max())
+
+
 def initialised(module: nn.Module, seed: int) -> nn.Module:
     """Give every parameter and statistic a value drawn from `seed` and return `module` in eval.
 

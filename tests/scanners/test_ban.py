@@ -9,7 +9,10 @@ import torch
 from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.results import Finding, Pattern, ScannerResult
 from modelaudit.scanners import CleanImages, ban
-from modelaudit.scanners._noise_search import NoisyRun
+from modelaudit.scanners._noise_search import (
+    NoisyRun,
+    paper_epsilon,
+)
 from modelaudit.scanners.ban import BanConfig, BanScanner, consensus
 from modelaudit.suspect import Suspect
 from tests.helpers import models
@@ -262,21 +265,9 @@ def test_right_predictions_have_no_lead() -> None:
     assert interval == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("given", "size", "expected"),
-    [
-        (None, 32, 0.3),
-        (None, 40, 0.3),
-        (None, 64, 0.2),
-        (None, 224, 0.1),
-        (0.05, 32, 0.05),
-        (0.0, 32, 0.0),
-    ],
-)
-def test_the_box_follows_the_input_size_unless_it_is_given(
-    given: float | None, size: int, expected: float
-) -> None:
-    assert BanConfig(epsilon=given).epsilon_for(size) == expected
+@pytest.mark.parametrize(("size", "expected"), [(32, 0.3), (40, 0.3), (64, 0.2), (224, 0.1)])
+def test_the_paper_s_box_follows_the_input_size(size: int, expected: float) -> None:
+    assert paper_epsilon(size) == expected
 
 
 @pytest.mark.parametrize(

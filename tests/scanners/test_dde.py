@@ -12,6 +12,7 @@ from modelaudit.scanners.dde import (
     DdeConfig,
     DdeScanner,
     channel_entropies,
+    driven_images,
 )
 from modelaudit.suspect import Suspect
 from tests.helpers import models
@@ -45,6 +46,12 @@ def _planted(triggered: int, *, classes: int = 5, is_all_to_all: bool = False) -
     images, labels = gate_images(200, classes=classes)
     mixture, _ = gate_images(300, classes=classes, triggered=triggered)
     return _scan(suspect, images, labels, mixture=mixture)
+
+
+def _named(result: ScannerResult) -> list[tuple[str, int]]:
+    neurons = result.evidence["neurons"]
+    assert isinstance(neurons, list)
+    return [(row[0], row[1]) for row in neurons]  # type: ignore[index,misc]  # a list of lists
 
 
 def test_clean_images_alone_have_no_power() -> None:
@@ -85,11 +92,16 @@ def test_a_planted_channel_of_a_mixture_is_found_and_its_target_named() -> None:
     assert result.finding is Finding.STRONG
     assert result.target_labels == (TARGET,)
     assert result.pattern is Pattern.ALL_TO_ONE
-    assert result.is_confirmed
-    assert result.evidence["neurons"] == [["norm", 5]]
+    assert not result.is_confirmed
+    assert _named(result) == [("norm", 5)]
     assert result.evidence["pruned_accuracy_drop"] == 0.0
-    assert int(torch.tensor(result.per_class).argmax()) == TARGET
-    assert sum(share > 0 for share in result.per_class) == 1
+    assert result.evidence["driven_images"] == 60
+    assert result.evidence["driven_to_target"] == 60
+    leaving = result.evidence["driven_that_leave_when_pruned"]
+    assert isinstance(leaving, int)
+    # Images of the target's own class stay.
+    assert 30 <= leaving <= 60
+    assert result.per_class == tuple(float(t == TARGET) for t in range(5))
 
 
 def test_the_target_of_two_classes_is_named() -> None:
@@ -108,7 +120,8 @@ def test_a_mixture_that_shifts_every_class_is_all_to_all() -> None:
 def test_a_mixture_of_clean_images_gives_no_finding() -> None:
     result = _planted(0)
     assert result.finding is Finding.NONE
-    assert result.score == 0.0
+    assert result.score is not None
+    assert result.score < DdeConfig().suspicious
     assert result.target_labels == ()
 
 
@@ -120,22 +133,17 @@ def test_a_constant_channel_is_left_out() -> None:
     clean = clean_set(suspect, images, labels)
     _, entropies = channel_entropies(context_of(suspect, clean).profile)
     assert entropies.isnan().nonzero().flatten().tolist() == [1]
-    # One neuron at most is removed here: the constant one must not take the place.
     result = _scan(suspect, images, mixture=mixture)
-    assert result.evidence["neurons"] == [["norm", 5]]
+    assert ("norm", 1) not in _named(result)
+    assert _named(result)[0] == ("norm", 5)
     assert result.target_labels == (TARGET,)
 
 
-def test_neurons_that_cost_accuracy_are_not_strong() -> None:
-    suspect = gate_suspect()
-    images, labels = gate_images(200)
-    mixture, _ = gate_images(300, triggered=60)
-    config = DdeConfig(prune=1.0, min_gap=0.0)
-    # Every channel without a class's own two modes may go, some class channels among them.
-    result = _scan(suspect, images, labels, mixture=mixture, config=config)
-    drop = result.evidence["pruned_accuracy_drop"]
-    assert isinstance(drop, float)
-    assert (drop > config.max_accuracy_drop) == (result.finding is not Finding.STRONG)
+def test_driven_images_lie_beyond_every_clean_one_on_the_longer_tail() -> None:
+    clean = torch.tensor([[-1.0], [0.0], [1.0], [0.5]], dtype=torch.float64)
+    mixture = torch.tensor([[0.0], [0.9], [1.1], [9.0], [-2.0]], dtype=torch.float64)
+    assert driven_images(clean, mixture).tolist() == [False, False, True, True, False]
+    assert driven_images(-clean, -mixture).tolist() == [False, False, True, True, False]
 
 
 def test_the_passes_are_those_of_one_profile_and_one_pruning() -> None:
@@ -157,12 +165,9 @@ def test_a_model_without_batchnorm_is_scanned() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"prune": 0.0},
-        {"prune": 1.1},
-        {"min_gap": -0.1},
-        {"suspicious": 1.1},
+        {"suspicious": 0.0},
         {"suspicious": 0.5, "strong": 0.4},
-        {"max_accuracy_drop": -0.1},
+        {"neurons": 0},
         {"min_mixture": 19},
     ],
 )

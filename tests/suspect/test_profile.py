@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modelaudit.suspect import Profile, SiteKind, Suspect, profile, state_digest
 from tests.helpers import models
-from tests.helpers.models import images, initialised, suspect_of
+from tests.helpers.models import distance, images, initialised, suspect_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,11 +29,6 @@ every_kind = pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.__
 def profiled(suspect: Suspect, batch: Tensor, *, batch_size: int = 128) -> Profile:
     with suspect.borrowed():
         return profile(suspect, batch, batch_size=batch_size)
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """Largest difference, in units of the largest value: layers differ in scale."""
-    return float((one - other).abs().max() / other.abs().max())
 
 
 @every_kind

@@ -39,6 +39,13 @@ class NeuronNoise:
         return NeuronNoise(weight=self.weight[chosen], bias=self.bias[chosen])
 
 
+def paper_epsilon(input_size: int) -> float:
+    """Return the noise box's half-width for an input of `input_size` pixels ([BAN24] §5.1)."""
+    if input_size <= 40:
+        return 0.3
+    return 0.2 if input_size <= 96 else 0.1
+
+
 def neuron_count(suspect: Suspect) -> int:
     """Return the number of neurons over all sites."""
     return sum(site.channels for site in suspect.sites)

@@ -28,6 +28,7 @@ from modelaudit.scanners._mask_search import search_mask
 from modelaudit.scanners._noise_search import (
     first_order_profile,
     judge,
+    paper_epsilon,
     targeted_noise,
     untargeted_noise,
 )
@@ -89,14 +90,6 @@ class BanConfig:
         require_range(self, "mask_learning_rate", low=0, is_low_open=True)
         require_range(self, "targeted_steps", low=1)
         require_range(self, "profile_images", low=0)
-
-    def epsilon_for(self, input_size: int) -> float:
-        """Return the box half-width for an input of `input_size` pixels ([BAN24] §5.1)."""
-        if self.epsilon is not None:
-            return self.epsilon
-        if input_size <= 40:
-            return 0.3
-        return 0.2 if input_size <= 96 else 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +175,7 @@ class BanScanner(Scanner[BanConfig]):
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         config = self.config
-        epsilon = config.epsilon_for(suspect.input_size)
+        epsilon = paper_epsilon(suspect.input_size) if config.epsilon is None else config.epsilon
         found = clean.images[clean.search], clean.labels[clean.search]
         judged = clean.images[clean.judge], clean.labels[clean.judge]
         clean.judged()  # raises before the search when there is nothing to judge on

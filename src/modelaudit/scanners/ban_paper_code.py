@@ -29,6 +29,7 @@ from modelaudit.scanners._noise_search import (
     NeuronNoise,
     maximise,
     neuron_count,
+    paper_epsilon,
     site_edits,
 )
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
@@ -108,9 +109,7 @@ class BanPaperCodeScanner(Scanner[BanPaperCodeConfig]):
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         config = self.config
-        epsilon = config.epsilon
-        if epsilon is None:
-            epsilon = 0.3 if suspect.input_size <= 40 else 0.2 if suspect.input_size <= 96 else 0.1
+        epsilon = paper_epsilon(suspect.input_size) if config.epsilon is None else config.epsilon
         images, labels = clean.images[clean.search], clean.labels[clean.search]
         total = config.mask_steps + config.noise_batches * config.steps
         with context.progress.task(self.full_id, total) as task:

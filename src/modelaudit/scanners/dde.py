@@ -19,7 +19,7 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.functional.entropy import vasicek_entropy
-from modelaudit.functional.statistics import lower_bound, upper_bound
+from modelaudit.functional.statistics import lower_bound
 from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners._channels import pruned_predictions
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
@@ -35,34 +35,29 @@ if TYPE_CHECKING:
 GAUSSIAN_ENTROPY = 1.4189385332046727
 
 
+_SCORE_NAME = "largest drop of a neuron's entropy from clean images to the mixture (nats)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DdeConfig:
     """Hyper-parameters of `DdeScanner`.
 
     Attributes:
-        prune: share of all neurons, the lowest entropies first, that is removed at most.
-        min_gap: a neuron is a candidate when its entropy on the mixture is at least this far below
-            its entropy on the clean images, in nats.
-        suspicious: share of the mixture's images of one class that leave it, beyond what clean
-            images do, from which the finding is suspicious.
-        strong: share from which it is strong.
-        max_accuracy_drop: largest accuracy drop on clean images at which pruning counts as free.
+        suspicious: drop of entropy, in nats, from which the finding is suspicious.
+        strong: drop from which it is strong.
+        neurons: most neurons with a suspicious drop that name the target and are removed.
         min_mixture: fewest mixture images.
     """
 
-    prune: float = 0.02
-    min_gap: float = 0.05
-    suspicious: float = 0.1
-    strong: float = 0.2
-    max_accuracy_drop: float = 0.03
+    suspicious: float = 0.2
+    strong: float = 0.4
+    neurons: int = 10
     min_mixture: int = 200
 
     def __post_init__(self) -> None:
-        require_range(self, "prune", low=0, high=1, is_low_open=True)
-        require_range(self, "min_gap", low=0)
-        require_range(self, "suspicious", low=0, high=1)
-        require_range(self, "strong", low=self.suspicious, high=1)
-        require_range(self, "max_accuracy_drop", low=0, high=1)
+        require_range(self, "suspicious", low=0, is_low_open=True)
+        require_range(self, "strong", low=self.suspicious)
+        require_range(self, "neurons", low=1)
         require_range(self, "min_mixture", low=20)
 
 
@@ -133,72 +128,70 @@ class DdeScanner(Scanner[DdeConfig]):
         _, on_clean = channel_entropies(plain)
         mixed = profile(suspect, clean.mixture, batch_size=context.batch_size)
         _, on_mixture = channel_entropies(mixed)
-        # Neurons that are two-moded on clean images too belong to classes, not to a trigger.
-        gap = (on_clean - on_mixture).nan_to_num(-torch.inf)
-        most = max(1, round(config.prune * len(neurons)))
-        order = gap.argsort(descending=True)[:most]
-        chosen = [neurons[i] for i in order.tolist() if gap[i] >= config.min_gap]
-        evidence["largest_entropy_gap"] = float(gap.max())
-        evidence["candidates"] = len(chosen)
-        score_name = (
-            "share of one class's mixture images that leave it when two-moded neurons are removed"
-        )
-        if not chosen:
+        drop = (on_clean - on_mixture).nan_to_num(-torch.inf)
+        score = max(0.0, float(drop.max()))
+        evidence["mixture_images"] = len(clean.mixture)
+        if score < config.suspicious:
             return Observation(
                 finding=Finding.NONE,
-                score=0.0,
-                score_name=score_name,
+                score=score,
+                score_name=_SCORE_NAME,
                 threshold=config.suspicious,
                 evidence=evidence,
             )
-        before, after = (
-            mixed.predictions,
-            pruned_predictions(suspect, chosen, clean.mixture, batch_size=context.batch_size),
-        )
-        clean_after = pruned_predictions(
-            suspect, chosen, clean.images, batch_size=context.batch_size
-        )
+        order = drop.argsort(descending=True)[: config.neurons].tolist()
+        chosen = [i for i in order if drop[i] >= config.suspicious]
+        driven = driven_images(peaks(plain)[:, chosen], peaks(mixed)[:, chosen])
+        named = mixed.predictions[driven]
+        counts = torch.bincount(named, minlength=suspect.num_classes)
+        target = int(counts.argmax())
+        is_named = bool(len(named)) and lower_bound(int(counts[target]), len(named)) > 0.5
+        is_spread = not is_named and int((counts > 0).sum()) > suspect.num_classes / 2
+        pattern = Pattern.ALL_TO_ONE if is_named else None
+        if is_spread and len(named) >= 2 * suspect.num_classes:
+            pattern = Pattern.ALL_TO_ALL
+        two_moded = [neurons[i] for i in chosen]
+        pruned = pruned_predictions(suspect, two_moded, clean.images, batch_size=context.batch_size)
         right = clean.predictions == clean.labels
-        drop = float((right & (clean_after != clean.labels)).sum()) / max(1, int(right.sum()))
-        excess = []
-        for target in range(suspect.num_classes):
-            mine = before == target
-            left = int((mine & (after != target)).sum())
-            own = right & (clean.labels == target)
-            own_left = int((own & (clean_after != target)).sum())
-            floor = upper_bound(own_left, int(own.sum())) if bool(own.any()) else 1.0
-            share = lower_bound(left, int(mine.sum())) if bool(mine.any()) else 0.0
-            excess.append(max(0.0, share - floor))
-        score = max(excess)
+        after = pruned_predictions(suspect, two_moded, clean.mixture, batch_size=context.batch_size)
         evidence |= {
-            "pruned_accuracy_drop": drop,
-            "neurons": [list(n) for n in chosen[:10]],
+            "neurons": [[*neurons[i], float(drop[i])] for i in chosen],
+            "driven_images": int(driven.sum()),
+            "driven_to_target": int(counts[target]),
+            "driven_that_leave_when_pruned": int((after[driven] != named).sum()),
+            "pruned_accuracy_drop": float((right & (pruned != clean.labels)).sum())
+            / max(1, int(right.sum())),
         }
-        targets = tuple(t for t, e in enumerate(excess) if e >= config.suspicious)
-        pattern = _pattern(targets, suspect.num_classes)
-        is_free = drop <= config.max_accuracy_drop
-        finding = Finding.NONE
-        if score >= config.strong and is_free:
-            finding = Finding.STRONG
-        elif score >= config.suspicious:
-            finding = Finding.SUSPICIOUS
         return Observation(
-            finding=finding,
+            finding=Finding.STRONG if score >= config.strong else Finding.SUSPICIOUS,
             pattern=pattern,
-            target_labels=() if pattern is Pattern.ALL_TO_ALL else targets,
+            target_labels=(target,) if is_named else (),
             score=score,
-            score_name=score_name,
+            score_name=_SCORE_NAME,
             threshold=config.suspicious,
-            is_confirmed=finding is Finding.STRONG,
-            per_class=tuple(excess),
-            per_class_name="mixture images that leave the class beyond clean ones (lower bound)",
+            per_class=tuple((counts / max(1, len(named))).tolist()),
+            per_class_name="share of the images that drive the two-moded neurons",
             evidence=evidence,
         )
 
 
-def _pattern(targets: tuple[int, ...], num_classes: int) -> Pattern | None:
-    if not targets:
-        return None
-    if len(targets) == 1:
-        return Pattern.ALL_TO_ONE
-    return Pattern.ALL_TO_ALL if len(targets) >= num_classes / 2 else Pattern.SEVERAL
+def peaks(profile_: Profile) -> Tensor:
+    """Return every neuron's peak pre-activation for every image, ``(N, D_total)`` float64."""
+    return torch.cat([site.peaks.double() for site in profile_.sites], dim=1)
+
+
+def driven_images(clean: Tensor, mixture: Tensor) -> Tensor:
+    """Say which mixture images drive two-moded neurons further than any clean image does.
+
+    Args:
+        clean: peak pre-activations of clean images, ``(N, D)`` float64.
+        mixture: those of the mixture, ``(M, D)``.
+
+    Returns:
+        ``(M,)`` bool: the mean deviation over the neurons, in clean standard deviations and toward
+        the mixture's longer tail, exceeds the largest clean one.
+    """
+    mean, deviation = clean.mean(0), clean.std(0).clamp_min(1e-12)
+    scaled, reference = (mixture - mean) / deviation, (clean - mean) / deviation
+    tail = scaled.pow(3).mean(0).sign()
+    return (scaled * tail).mean(1) > (reference * tail).mean(1).max()
