@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.results import Finding, Pattern, ScannerResult
-from modelaudit.scanners import CleanImages, ban
+from modelaudit.scanners import CleanImages, Scanner, ban
 from modelaudit.scanners._noise_search import (
     NoisyRun,
     paper_epsilon,
 )
 from modelaudit.scanners.ban import BanConfig, BanScanner, consensus
+from modelaudit.scanners.dde import DdeScanner
 from modelaudit.suspect import Suspect
 from tests.helpers import models
 from tests.helpers.planted import (
@@ -293,3 +294,17 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     field = list(settings)[-1]
     with pytest.raises(ConfigError, match=rf"BanConfig\.{field}"):
         BanConfig(**settings)  # type: ignore[arg-type]  # a test's shorthand
+
+
+@pytest.mark.parametrize("scanner", [BanScanner, DdeScanner])
+def test_a_model_without_neurons_is_neither_cleared_nor_accused(
+    scanner: type[Scanner[Any]],
+) -> None:
+    pixels = 3 * models.SIZE**2
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(pixels, models.CLASSES))
+    suspect = models.suspect_of(module.eval())
+    assert suspect.sites == ()
+    clean = clean_set(suspect, models.images(60))
+    result = scanner().scan(suspect, clean, context=context_of(suspect, clean))
+    assert isinstance(result, ScannerResult)
+    assert result.finding is Finding.NO_POWER

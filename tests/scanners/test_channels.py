@@ -144,6 +144,22 @@ def test_controls_are_drawn_from_the_pool_alone() -> None:
         assert test.beats_controls != is_high
 
 
+def test_without_channels_for_controls_nothing_is_confirmed() -> None:
+    suspect = gate_suspect(deviation=1.0)
+    with suspect.borrowed():
+        test = push_test(
+            suspect,
+            {_TRIGGER: _AMOUNT},
+            *gate_images(100),
+            control_pool={"norm": []},
+            controls=20,
+            generator=torch.Generator().manual_seed(0),
+            batch_size=32,
+        )
+    assert test.leads_to_one
+    assert not test.beats_controls
+
+
 def test_a_channel_without_effect_leads_nowhere_and_its_controls_are_not_run() -> None:
     suspect = gate_suspect()
     images, labels = gate_images(100)

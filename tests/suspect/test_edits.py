@@ -162,7 +162,7 @@ def test_recalibration_is_torchs_cumulative_average(name: str, is_noisy: bool) -
                     suspect.logits(batch)
             found = suspect.logits(batches[0])
         expected = twin.eval()(normalised(batches[0]))
-    assert distance(found, expected) < 1e-5
+    assert distance(found, expected) < 1e-4
 
 
 def test_collecting_starts_anew() -> None:

@@ -91,7 +91,8 @@ class PushTest:
         control_share: largest share of `target` over random channel sets; 1 if not run.
         leads_to_one: lower bound above one half and above the opposite push's upper bound, and
             nearly every class that moves goes there: the channels lead to `target`.
-        beats_controls: the lower bound is also above every control's share.
+        beats_controls: the lower bound is also above every control's share; never without a channel
+            to draw controls from.
         leads_to_all: the arrows look like y -> y+1, and no control's and not the opposite push's
             do: the channels shift every class.
         per_class: off-class share of each class under the push.
@@ -171,8 +172,8 @@ def push_test(
         opposite_upper=opposite_upper,
         control_share=control_share,
         leads_to_one=leads_to_one,
-        beats_controls=leads_to_one and control_share < lower,
-        leads_to_all=leads_to_all and not leads_to_one,
+        beats_controls=leads_to_one and all(control_pool.values()) and control_share < lower,
+        leads_to_all=leads_to_all and all(control_pool.values()) and not leads_to_one,
         per_class=tuple(shares.tolist()),
         arrows=tuple(arrows.targets.tolist()),
     )

@@ -174,6 +174,10 @@ class BanScanner(Scanner[BanConfig]):
         )
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
+        if not suspect.sites:
+            return Observation(
+                finding=Finding.NO_POWER, notes=("the model has no neurons that noise can move",)
+            )
         config = self.config
         epsilon = paper_epsilon(suspect.input_size) if config.epsilon is None else config.epsilon
         found = clean.images[clean.search], clean.labels[clean.search]

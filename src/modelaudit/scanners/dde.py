@@ -92,6 +92,10 @@ class DdeScanner(Scanner[DdeConfig]):
         return Cost(forward=2 * (len(clean.mixture) + len(clean.images)))
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
+        if not suspect.sites:
+            return Observation(
+                finding=Finding.NO_POWER, notes=("the model has no neurons to look at",)
+            )
         neurons, on_clean = channel_entropies(context.profile)
         lowest = on_clean.nan_to_num(torch.inf).argsort()[:10].tolist()
         evidence: dict[str, Json] = {

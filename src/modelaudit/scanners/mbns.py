@@ -72,7 +72,7 @@ class MbnsConfig:
     suspicious: float = 25.0
     strong: float = 50.0
     max_mismatch: float = 12.0
-    min_mismatch: float = 0.05
+    min_mismatch: float = 0.01
     push_deviations: tuple[float, ...] = (2.0, 4.0, 8.0)
     push_channels: int = 20
     prune_channels: int = 10
