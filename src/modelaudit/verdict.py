@@ -168,7 +168,7 @@ def _not_backdoored(
             (
                 "MA-V506",
                 "no scanner that sees all-to-all backdoors could judge this model",
-                "run ban and mbns with their default settings",
+                "run mbns with its default settings; a model without BatchNorm statistics stays open",
             )
         )
     reasons.extend(

@@ -171,7 +171,7 @@ def test_every_record_says_what_it_is_what_it_needs_and_what_can_be_set() -> Non
 def test_a_scanners_record_states_needs_variants_and_defaults() -> None:
     ban = next(r for r in list_components()["scanners"] if r["id"] == "ban")
     assert ban["family"] == "parameter_noise"
-    assert ban["sees_all_to_all"] is True
+    assert ban["sees_all_to_all"] is False
     assert ban["variants"] == ["paper_code"]
     assert isinstance(ban["needs"], dict)
     assert set(ban["needs"]) == {

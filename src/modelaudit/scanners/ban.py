@@ -155,7 +155,8 @@ class BanScanner(Scanner[BanConfig]):
     reference = "[BAN24] Eq. 3-6"
     config_type = BanConfig
     variants = MappingProxyType({"paper_code": BanPaperCodeScanner})
-    sees_all_to_all = True
+    # Under noise an all-to-all model has no modal class: its lead is that of a clean one.
+    sees_all_to_all = False
     is_calibrated = True
     requires_gradients = True
     min_images = 50

@@ -89,7 +89,7 @@ class BanPaperCodeScanner(Scanner[BanPaperCodeConfig]):
     summary = "adversarial neuron noise as the released code of BAN runs it"
     reference = "[BAN24] released code"
     config_type = BanPaperCodeConfig
-    sees_all_to_all = True
+    sees_all_to_all = False
     is_calibrated = False
     requires_gradients = True
     requires_batchnorm = True
