@@ -168,7 +168,7 @@ def _not_backdoored(
             (
                 "MA-V506",
                 "no scanner that sees all-to-all backdoors could judge this model",
-                "run mbns with its default settings; a model without BatchNorm statistics stays open",
+                "run mbns with its default settings; without BatchNorm statistics it stays open",
             )
         )
     reasons.extend(

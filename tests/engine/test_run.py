@@ -278,3 +278,18 @@ def test_a_backward_pass_counts_as_several_forward_ones() -> None:
     assert estimated_seconds(cost, 0.5, torch.bfloat16) < estimated_seconds(cost, 0.5)
     assert estimated_seconds(Cost(forward=10), 0.5) == 5.0
     assert estimated_seconds(Cost(), 0.5) == 0.0
+
+
+def test_scanners_without_backward_passes_run_before_searches_that_need_less_time() -> None:
+    ran: list[str] = []
+
+    def noting(id_: str) -> type[Scanner[Any]]:
+        def act(suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
+            ran.append(id_)
+            return nothing(suspect, clean, context)
+
+        cost = Cost(forward_backward=1) if id_ == "search" else Cost(forward=1_000)
+        return scanner_class(id_, act, cost=cost)
+
+    run(noting("search"), noting("cheap"))
+    assert ran == ["cheap", "search"]

@@ -50,7 +50,9 @@ def run_scanners(
 ) -> tuple[ScanOutcome, ...]:
     """Run each scanner and return one outcome for each, in the order given.
 
-    Cheap scanners run first. What the remaining time would not hold is skipped before it starts.
+    Scanners without backward passes run first, then by the time they need: they cost little and
+    must not starve behind a search. What the remaining time would not hold is skipped before it
+    starts.
 
     Args:
         scanners: configured scanners.
@@ -78,6 +80,7 @@ def run_scanners(
     )
     outcomes: dict[int, ScanOutcome] = {}
     needed: dict[int, float] = {}
+    order: dict[int, tuple[int, float]] = {}
     for index, scanner in enumerate(scanners):
         try:
             is_able = scanner.unmet_need(suspect, clean) is None
@@ -86,7 +89,8 @@ def run_scanners(
             outcomes[index] = _failed(scanner, err)
         else:
             needed[index] = estimated_seconds(cost, profile.seconds_per_image, search_dtype)
-    for index in sorted(needed, key=needed.__getitem__):
+            order[index] = (cost.forward_backward, needed[index])
+    for index in sorted(order, key=order.__getitem__):
         left = None if deadline is None else deadline - time.monotonic()
         outcomes[index] = _run_one(
             scanners[index], suspect, clean, context, needed[index], left, budget_seconds
