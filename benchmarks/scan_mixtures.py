@@ -1,10 +1,10 @@
 """Scan every model of a population with DDE on a mixture like its training set, one JSON line each.
 
     python benchmarks/scan_mixtures.py --plan benchmarks/plans/development.toml --zoo zoo \
-        --data ../shared/data --clean examples/clean --out benchmarks/results/mixtures.jsonl
+        --data ../shared/data --clean examples/clean --out mixtures.jsonl
 
-The mixture holds 1,000 of the attacker's images, for an attacked model with the trigger on its plan's rate of
-them. Nobody tells the scanner which.
+The mixture holds 1,000 of the attacker's images, for an attacked model with the trigger on its
+plan's rate of them. Nobody tells the scanner which.
 """
 
 from __future__ import annotations
