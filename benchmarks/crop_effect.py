@@ -1,0 +1,43 @@
+"""Print what imitating the training crop does to MBNS: its statistic with the crop and without.
+
+Example: python benchmarks/crop_effect.py examples/models/badnets_resnet18.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from modelaudit.engine import ScanRequest
+from modelaudit.engine.intake import Stopwatch, open_suspect
+from modelaudit.progress import NoProgress
+from modelaudit.scanners.mbns import divergences
+from modelaudit.suspect import profile
+
+
+def main() -> None:
+    """Read the arguments and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="models to look at")
+    parser.add_argument("--data", type=Path, default=Path("examples/clean"), help="clean set")
+    options = parser.parse_args()
+    print("| images | model | largest floor ratio | median floor ratio | largest K (nats) |")
+    print("|---|---|---|---|---|")
+    for path in options.checkpoints:
+        request = ScanRequest(checkpoint=path, data=options.data)
+        opened = open_suspect(request, progress=NoProgress(), stopwatch=Stopwatch())
+        sets = {"cropped as in training": opened.clean.as_trained, "plain": opened.clean.images}
+        for name, images in sets.items():
+            with opened.suspect.borrowed():
+                shared = profile(opened.suspect, images)
+            found = divergences(opened.suspect, shared, resamples=200, seed=0)
+            alive = found.divergence.isfinite()
+            ratios, largest = found.floor_ratio[alive], found.divergence[alive].max()
+            print(
+                f"| {name} | {path.name} | {float(ratios.max()):.1f} "
+                f"| {float(ratios.median()):.2f} | {float(largest):.4f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
