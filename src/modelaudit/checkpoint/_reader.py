@@ -64,7 +64,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LI
             hints=MappingProxyType(found.hints),
             metadata=MappingProxyType({**found.metadata, **parsed.metadata}),
         ),
-        state_dict_key=found.key,
+        state_dict_key=".".join(found.path) or None,
         stripped_prefix=found.prefix,
         ignored_keys=tuple(found.ignored),
         findings=parsed.findings,

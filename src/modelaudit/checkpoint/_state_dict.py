@@ -54,7 +54,7 @@ class Found:
     Attributes:
         records: key to record, wrapper prefixes removed.
         hints: module path to hint, wrapper prefixes removed.
-        key: dotted container key; None if the weights were the whole file.
+        path: keys of the containers around the weights, outermost first.
         prefix: what was removed from every key; None if nothing.
         ignored: dotted keys that are not part of the weights.
         metadata: plain text of the containers.
@@ -62,7 +62,7 @@ class Found:
 
     records: dict[str, TensorRecord]
     hints: dict[str, ModuleHint]
-    key: str | None = None
+    path: tuple[str, ...] = ()
     prefix: str | None = None
     ignored: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -102,7 +102,7 @@ def find_weights(value: object, limits: Limits) -> Found:
     return Found(
         records=records,
         hints=hints,
-        key=".".join(path) or None,
+        path=tuple(path),
         prefix=prefix or None,
         ignored=_listed(ignored),
         metadata=metadata,
