@@ -15,6 +15,8 @@
     ├─ ScannerError
     │  └─ DegenerateStatisticError     zero spread, one class, constant scores
     ├─ BudgetExceededError             the time that was left would not have sufficed
+    ├─ RepairError
+    │  └─ UnmetNeedError               the repair needs something that model or images lack
     ├─ OutputError                     the result could not be written
     └─ PluginError                     an entry point cannot be used
 
@@ -118,6 +120,18 @@ class BudgetExceededError(ScannerError):
     """The time budget ended before a scanner did; the engine lists it as skipped."""
 
     code = "MA-R007"
+
+
+class RepairError(ModelAuditError):
+    """A repair could not finish, or claims what it did not do."""
+
+    code = "MA-E005"
+
+
+class UnmetNeedError(RepairError):
+    """The repair needs something that the model or the clean images lack (exit status 5)."""
+
+    code = "MA-E501"
 
 
 class OutputError(ModelAuditError):

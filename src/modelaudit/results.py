@@ -62,6 +62,17 @@ class Pattern(StrEnum):
     ALL_TO_ALL = "all_to_all"
 
 
+class Match(StrEnum):
+    """How well a reference population fits the suspect (docs/calibration.md)."""
+
+    #: same circumstances and architecture family
+    MATCHED = "matched"
+    #: same circumstances, another architecture family
+    BORROWED = "borrowed"
+    #: no population was scanned under these circumstances
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """What a step cost.
@@ -143,22 +154,84 @@ class SkippedScan:
         is_declared_need: True when the scanner declares this need (no BatchNorm, no labels, ...),
             False when the budget or the user stopped it; only the former lets a verdict still be
             ``clean``.
+        is_calibrated: whether its result would have moved the verdict; if not, its absence does
+            not either.
     """
 
     id: str
     reason: str
     is_declared_need: bool
+    is_calibrated: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedScan:
-    """A scanner that raised, and what."""
+    """A scanner that raised, and what.
+
+    Attributes:
+        id: the scanner's id.
+        error: class and message of the exception.
+        is_calibrated: whether its result would have moved the verdict; if not, its failure does
+            not either.
+    """
 
     id: str
     error: str
+    is_calibrated: bool = True
 
 
 ScanOutcome = ScannerResult | SkippedScan | FailedScan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CombinedScore:
+    """What all scanners together say beside a reference population (docs/calibration.md).
+
+    Attributes:
+        match: how well the population fits.
+        reason: why none fits, or in what a borrowed one differs; empty when matched.
+        population: its id, null without one.
+        clean_models: clean models that the score is compared with.
+        scanners: scanners whose scores are combined.
+        missing: scanners of the population that gave no score here.
+        score: the combined score, larger is more suspicious; null where there is none.
+        suspicious: score from which a matched population keeps the model from ``clean``.
+        strong: score from which it may support a strong finding.
+        p_value: (1 + clean models that score as high) / (1 + n); null where n is below 1 / alpha,
+            since it could not fall to alpha.
+        predictive_p_value: Student-t tail of the score for one more clean model.
+        supported: scanners whose strong finding the combined score supports; empty unless matched.
+        false_positive_rate: how often this verdict's rule called other clean models backdoored;
+            null where that was not measured, or not with these scanners.
+        false_positive_interval: its 95 % Clopper-Pearson interval.
+        false_positive_models: clean models on which that rate was measured.
+    """
+
+    match: Match
+    reason: str = ""
+    population: str | None = None
+    clean_models: int = 0
+    scanners: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    score: float | None = None
+    suspicious: float | None = None
+    strong: float | None = None
+    p_value: float | None = None
+    predictive_p_value: float | None = None
+    supported: tuple[str, ...] = ()
+    false_positive_rate: float | None = None
+    false_positive_interval: tuple[float, float] | None = None
+    false_positive_models: int = 0
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether a matched population says that clean models hardly ever score so high."""
+        return (
+            self.match is Match.MATCHED
+            and self.score is not None
+            and self.suspicious is not None
+            and self.score >= self.suspicious
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +348,8 @@ class ScanReport:
     """Everything that one `scan` says. Every format is made from this alone.
 
     ``verdict`` may also be refused, unreadable, error or interrupted; then the later parts are
-    empty.
+    empty. `calibration` is the id of the reference population; `adjusted_p_values` are the
+    scanners' own p-values after Holm's correction, by scanner id.
     """
 
     verdict: VerdictRecord
@@ -289,6 +363,8 @@ class ScanReport:
     load: LoadRecord | None = None
     calibration: str | None = None
     false_positive_rate: float | None = None
+    combined: CombinedScore | None = None
+    adjusted_p_values: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     cost: Cost = field(default_factory=Cost)
     stage_seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     alpha: float = 0.05

@@ -157,8 +157,9 @@ def test_the_listing_is_json_in_three_groups() -> None:
 
 def test_every_record_says_what_it_is_what_it_needs_and_what_can_be_set() -> None:
     listing = list_components()
-    assert {record["id"] for record in listing["attacks"]} == {"badnets", "blend"}
-    for record in (*listing["scanners"], *listing["attacks"]):
+    for group, records in listing.items():
+        assert [record["id"] for record in records] == sorted(Registry(group).ids())
+    for record in (*listing["scanners"], *listing["repairs"], *listing["attacks"]):
         assert record["summary"]
         assert record["reference"]
         assert record["distribution"] == "modelaudit"
@@ -205,11 +206,11 @@ def test_the_listing_shows_plugins_and_leaves_out_broken_ones(
 def test_a_component_without_configuration_has_no_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     from modelaudit import registry as module
 
-    bare = point("bare", NotAScanner, "repairs")
+    bare = point("bare", NotAScanner, "attacks")
     monkeypatch.setattr(
-        module, "entry_points", lambda *, group: [bare] if group.endswith("repairs") else []
+        module, "entry_points", lambda *, group: [bare] if group.endswith("attacks") else []
     )
-    assert list_components()["repairs"] == [
+    assert list_components()["attacks"] == [
         {
             "id": "bare",
             "summary": "",

@@ -43,6 +43,8 @@ EXPECTED: dict[type[BaseException], tuple[Verdict, int]] = {
     ConfigError: (Verdict.USAGE, 2),
     PluginError: (Verdict.USAGE, 2),
     OutputError: (Verdict.ERROR, 6),
+    errors.RepairError: (Verdict.INCONCLUSIVE, 5),
+    errors.UnmetNeedError: (Verdict.INCONCLUSIVE, 5),
     KeyboardInterrupt: (Verdict.INTERRUPTED, 130),
     # What scanners raise is a result; outside of one it is a bug.
     ModelAuditError: (Verdict.ERROR, 70),

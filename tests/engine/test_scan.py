@@ -10,13 +10,24 @@ import jsonschema
 import pytest
 import torch
 
+from modelaudit.calibration import Circumstances, Population, ScannedModel, build
+from modelaudit.calibration import dumps as dumps_populations
 from modelaudit.engine import ScanRequest
-from modelaudit.engine.scan import confident, scan, search_dtype
+from modelaudit.engine.scan import adjusted_p_values, confident, scan, search_dtype
 from modelaudit.errors import ConfigError
 from modelaudit.progress import NoProgress
 from modelaudit.report import dumps, to_document, without_seconds
-from modelaudit.results import FailedScan, Finding, ScanReport, SkippedScan, Verdict
-from modelaudit.scanners import CleanImages
+from modelaudit.results import (
+    Cost,
+    FailedScan,
+    Finding,
+    Match,
+    ScanReport,
+    SkippedScan,
+    Verdict,
+)
+from modelaudit.scanners import CleanImages, Observation, ScanContext
+from tests.helpers.calibration import result
 from tests.helpers.engine import (
     FOLDERS,
     HALF,
@@ -35,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from modelaudit.progress import Task
+    from modelaudit.suspect import Suspect
 
 PER_FOLDER = 26
 SCHEMA = jsonschema.Draft202012Validator(
@@ -70,6 +82,32 @@ def request(paths: tuple[Path, Path], **options: Any) -> ScanRequest:
 
 def run(paths: tuple[Path, Path], **options: Any) -> ScanReport:
     return scan(request(paths, **options), progress=NoProgress())
+
+
+def unconfirmed(suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
+    """Accuse class 1 without any confirmation."""
+    return replace(loud(suspect, clean, context), is_confirmed=False)
+
+
+def population_of(report: ScanReport) -> Population:
+    """Return a population of five clean models that were scanned as the report's suspect was."""
+    models = [
+        ScannedModel(
+            id=str(i),
+            circumstances=Circumstances(
+                architecture=report.suspect.architecture,
+                images=report.clean_set.images,
+                input_size=SIDE,
+                classes=len(FOLDERS),
+                has_batchnorm=True,
+            ),
+            outcomes=tuple(
+                replace(r, finding=Finding.NONE, score=0.1 + 0.01 * i) for r in report.scanners
+            ),
+        )
+        for i in range(5)
+    ]
+    return build(models, id_="mine").populations[0]
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +200,89 @@ def test_a_setting_makes_a_scanner_uncalibrated(
     report = run(paths, scanners=("loud", "dde"), settings=(("loud", "steps", "4"),))
     assert not report.scanners[0].is_calibrated
     assert report.verdict.verdict is Verdict.INCONCLUSIVE
+
+
+def test_the_report_says_that_no_population_fits_a_model_of_four_classes(
+    quick: ScanReport,
+) -> None:
+    assert quick.combined is not None
+    assert quick.combined.match is Match.NONE
+    assert "classes instead of 2 to 4" in quick.combined.reason
+    assert (quick.calibration, quick.false_positive_rate) == (None, None)
+
+
+def test_agreement_without_a_population_is_not_enough(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(
+        monkeypatch,
+        scanner_class("first", unconfirmed),
+        scanner_class("second", unconfirmed),
+    )
+    report = run(paths, scanners=("first", "second"))
+    assert report.verdict.reason_code == "MA-V508"
+    assert report.verdict.verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_users_population_is_preferred_and_lets_agreement_accuse(
+    paths: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(
+        monkeypatch,
+        scanner_class("first", unconfirmed),
+        scanner_class("second", unconfirmed),
+    )
+    file = tmp_path / "mine.json"
+    file.write_text(dumps_populations([population_of(run(paths, scanners=("first", "second")))]))
+    report = run(paths, scanners=("first", "second"), calibrations=(file,))
+    assert report.combined is not None
+    assert report.combined.match is Match.MATCHED
+    assert report.calibration == "mine"
+    assert report.verdict.reason_code == "MA-V101"
+    assert report.combined.clean_models == 5
+    SCHEMA.validate(json.loads(dumps(report)))
+
+
+def test_a_bad_calibration_file_is_refused_before_the_checkpoint_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text("{}")
+    asked = ScanRequest(
+        checkpoint=tmp_path / "missing.pt", data=tmp_path / "missing", calibrations=(file,)
+    )
+    with pytest.raises(ConfigError, match=r"bad\.json.*expected a field 'format'"):
+        scan(asked, progress=NoProgress())
+
+
+def test_own_p_values_are_corrected_by_holm() -> None:
+    results = [
+        result("a", 1.0, p_value=0.01),
+        result("b", 1.0, p_value=0.04),
+        result("c", 1.0),
+        result("d", 1.0, p_value=0.03),
+    ]
+    assert adjusted_p_values(results) == pytest.approx({"a": 0.03, "b": 0.06, "d": 0.06})
+    assert adjusted_p_values([]) == {}
+
+
+def test_an_uncalibrated_plugin_that_fails_or_starves_leaves_the_verdict(
+    quick: ScanReport, paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = scanner_class("bad", raising(ValueError("broken")), is_calibrated=False)
+    greedy = scanner_class("greedy", cost=Cost(forward_backward=10**12), is_calibrated=False)
+    install(monkeypatch, broken, greedy)
+    report = run(paths, scanners=("bad", "greedy", "mbns", "dde"), budget_seconds=1e6)
+    assert [(f.id, f.is_calibrated) for f in report.failed] == [("bad", False)]
+    assert [(s.id, s.is_calibrated) for s in report.skipped] == [("greedy", False)]
+    assert report.verdict == quick.verdict
+
+
+def test_a_calibrated_plugin_that_starves_is_missed(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("greedy", cost=Cost(forward_backward=10**12)))
+    report = run(paths, scanners=("greedy", "mbns", "dde"), budget_seconds=1e6)
+    assert report.verdict.verdict is not Verdict.CLEAN
+    assert "greedy did not run" in report.verdict.reason
 
 
 def test_a_failing_plugin_is_shown_beside_the_findings(

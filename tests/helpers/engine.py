@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from modelaudit.architectures.cifar_resnet import CifarResNet
 from modelaudit.config import require_range
 from modelaudit.preprocessing import Preprocessing
+from modelaudit.repairs import Repair
 from modelaudit.results import Cost, Finding
 from modelaudit.scanners import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.suspect import Suspect, profile
@@ -126,17 +127,20 @@ def point(name: str, cls: object, group: str = "scanners") -> EntryPoint:
     return EntryPoint(name=name, value=f"{module.__name__}:Plugin", group=f"modelaudit.{group}")
 
 
-def install(monkeypatch: pytest.MonkeyPatch, *classes: type[Scanner[Any]]) -> None:
-    """Make the environment have these scanners too."""
+def install(
+    monkeypatch: pytest.MonkeyPatch, *classes: type[Scanner[Any]] | type[Repair[Any]]
+) -> None:
+    """Make the environment have these scanners and repairs too."""
     from importlib.metadata import entry_points
 
     from modelaudit import registry
 
-    added = [point(cls.id, cls) for cls in classes]
+    added = [
+        point(cls.id, cls, "repairs" if issubclass(cls, Repair) else "scanners") for cls in classes
+    ]
 
     def found(*, group: str) -> list[EntryPoint]:
-        extra = added if group == "modelaudit.scanners" else []
-        return [*entry_points(group=group), *extra]
+        return [*entry_points(group=group), *(extra for extra in added if extra.group == group)]
 
     monkeypatch.setattr(registry, "entry_points", found)
 

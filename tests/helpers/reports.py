@@ -212,6 +212,7 @@ class FakeRequest:
     classes: Path | None = None
     max_images: int = 500
     mixture: Path | None = None
+    calibrations: tuple[Path, ...] = ()
     budget_seconds: float | None = 120
     device: str = "cpu"
     seed: int = 0

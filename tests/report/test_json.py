@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from modelaudit.report import dumps, to_document, without_seconds
-from modelaudit.results import Cost, ScannerResult
+from modelaudit.results import CombinedScore, Cost, Match, ScannerResult
 from tests.helpers.reports import all_reports, backdoored, clean, scanner_result
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,36 @@ def test_the_schema_lists_the_documents_keys_in_their_order() -> None:
 def test_the_schema_lists_a_scanners_fields() -> None:
     fields = [f.name for f in dataclasses.fields(ScannerResult)]
     assert SCHEMA["$defs"]["scanner"]["required"] == fields
+
+
+COMBINED = CombinedScore(
+    match=Match.MATCHED,
+    population="cifar-a",
+    clean_models=30,
+    scanners=("ban",),
+    score=2.5,
+    suspicious=3.6,
+    strong=5.1,
+    predictive_p_value=0.25,
+    false_positive_rate=0.0,
+    false_positive_interval=(0.0, 0.1157),
+    false_positive_models=30,
+)
+
+
+def test_the_combined_score_is_in_the_document_and_fits_the_schema() -> None:
+    assert to_document(clean())["combined"] is None
+    full = clean(combined=COMBINED, calibration="cifar-a", adjusted_p_values={"ban": 0.61})
+    document = json.loads(dumps(full))
+    jsonschema.validate(document, SCHEMA)
+    assert document["combined"]["match"] == "matched"
+    assert document["combined"]["false_positive_interval"] == [0.0, 0.1157]
+    assert document["combined"]["p_value"] is None
+    assert document["adjusted_p_values"] == {"ban": 0.61}
+    assert list(document["combined"]) == SCHEMA["$defs"]["combined"]["required"]
+    assert list(document["combined"]) == [f.name for f in dataclasses.fields(CombinedScore)]
+    document["combined"]["match"] = "perhaps"
+    assert refused_by_schema(document)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from modelaudit.report.terminal import render
 from modelaudit.report.words import CLEAN_MEANING
-from modelaudit.results import StaticFinding, SuspectRecord, Verdict
+from modelaudit.results import CombinedScore, Match, StaticFinding, SuspectRecord, Verdict
 from tests.helpers.reports import all_reports, backdoored, clean, failure, scanner_result
 
 
@@ -146,3 +146,21 @@ def test_a_choice_may_have_no_rival_and_a_finding_no_place() -> None:
     assert "an odd class\n" in text
     assert "budget" not in text
     assert "seconds:" not in text
+
+
+def test_the_reference_population_and_the_corrected_p_values_are_shown() -> None:
+    combined = CombinedScore(
+        match=Match.MATCHED,
+        population="cifar-a",
+        clean_models=30,
+        scanners=("ban",),
+        score=9.87,
+        suspicious=3.6,
+        strong=5.1,
+        predictive_p_value=1e-5,
+    )
+    text = one_line(render(backdoored(combined=combined, adjusted_p_values={"ban": 0.0063})))
+    assert "own p = 0.0021 (Holm 0.0063)" in text
+    assert "reference matched: cifar-a, 30 clean models; combined score 9.87 of ban" in text
+    assert "p = 1e-05 Student-t" in text
+    assert "reference" not in one_line(render(backdoored())).replace("reference population", "")

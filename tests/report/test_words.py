@@ -5,7 +5,14 @@ import dataclasses
 import pytest
 
 from modelaudit.report import words
-from modelaudit.results import CleanSetRecord, Pattern, ScanReport, Verdict
+from modelaudit.results import (
+    CleanSetRecord,
+    CombinedScore,
+    Match,
+    Pattern,
+    ScanReport,
+    Verdict,
+)
 from tests.helpers.reports import backdoored, clean, failure
 
 
@@ -69,10 +76,65 @@ def test_numeric_class_names_are_not_repeated() -> None:
 
 
 def test_false_positive_rate_names_its_population_or_says_unmeasured() -> None:
-    assert "not measured" in words.false_positive_text(clean())
+    assert words.false_positive_text(clean()) == (
+        "false-positive rate not measured (no reference population fits)"
+    )
     measured = clean(false_positive_rate=0.021, calibration="cifar-a")
     assert words.false_positive_text(measured) == "false-positive rate 0.021 on cifar-a"
     assert words.false_positive_text(clean(false_positive_rate=0.5)) == "false-positive rate 0.5"
+
+
+COMBINED = CombinedScore(
+    match=Match.MATCHED,
+    population="cifar-a",
+    clean_models=30,
+    scanners=("ban", "mbns"),
+    missing=("mm_bd",),
+    score=1.234,
+    suspicious=3.6,
+    strong=5.1,
+    p_value=0.0323,
+    predictive_p_value=0.00412,
+)
+
+
+def test_a_measured_rate_has_its_interval_and_models() -> None:
+    combined = dataclasses.replace(
+        COMBINED, false_positive_interval=(0.0, 0.1157), false_positive_models=30
+    )
+    report = clean(combined=combined, calibration="cifar-a", false_positive_rate=0.0)
+    assert words.false_positive_text(report) == (
+        "false-positive rate 0 (95 % interval 0 to 0.116, 30 clean models) on cifar-a"
+    )
+
+
+def test_an_unmeasured_rate_says_why() -> None:
+    matched = words.false_positive_text(clean(combined=COMBINED))
+    assert matched == "false-positive rate not measured (not for this scan and cifar-a)"
+    borrowed = dataclasses.replace(COMBINED, match=Match.BORROWED)
+    assert "cifar-a is of another architecture" in words.false_positive_text(
+        clean(combined=borrowed)
+    )
+
+
+def test_the_combined_score_is_told_with_thresholds_p_values_and_what_is_missing() -> None:
+    assert words.combined_text(clean(combined=COMBINED)) == (
+        "matched: cifar-a, 30 clean models; combined score 1.23 of ban, mbns; suspicious from "
+        "3.6, strong 5.1; p = 0.032 empirical, 0.0041 Student-t; without mm_bd"
+    )
+    few = dataclasses.replace(
+        COMBINED, match=Match.BORROWED, p_value=None, missing=(), reason="cifar-a holds x, no y"
+    )
+    assert words.combined_text(clean(combined=few)) == (
+        "borrowed: cifar-a, 30 clean models; combined score 1.23 of ban, mbns; suspicious from "
+        "3.6, strong 5.1; p = 0.0041 Student-t; cifar-a holds x, no y"
+    )
+
+
+def test_without_a_population_the_reason_is_told_and_without_a_scan_nothing() -> None:
+    none = CombinedScore(match=Match.NONE, reason="there is no reference population at all")
+    assert words.combined_text(clean(combined=none)) == none.reason
+    assert words.combined_text(clean()) is None
 
 
 def test_clean_set_text_states_accuracy_with_its_interval() -> None:

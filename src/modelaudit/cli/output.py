@@ -1,4 +1,4 @@
-"""``--output FILE``: checked before the work, written whole or not at all."""
+"""Files that a command writes: checked before the work, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from modelaudit.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +28,19 @@ class OutputFile:
     shown: Path
 
     @classmethod
-    def check(cls, shown: Path, *, files: Iterable[Path], folders: Iterable[Path]) -> OutputFile:
+    def check(
+        cls,
+        shown: Path,
+        *,
+        files: Iterable[Path],
+        folders: Iterable[Path],
+        option: str = "--output",
+    ) -> OutputFile:
         """Return the output file, known to be writable and to destroy nothing that is read.
 
         Args:
             shown: the path that the user gave.
+            option: the option that it was given with.
             files: inputs that must not be overwritten.
             folders: input folders that must not be written into.
 
@@ -41,18 +49,29 @@ class OutputFile:
         """
         try:
             path = _real(shown)
-            _check_target(path, shown, files=tuple(files), folders=tuple(folders))
+            _check_target(
+                path, f"{option} {str(shown)!r}", files=tuple(files), folders=tuple(folders)
+            )
             descriptor, probe = _open_temporary(path)
             os.close(descriptor)
             probe.unlink()
         except OSError as err:
             raise ConfigError(
-                f"--output {str(shown)!r} cannot be written: {err.strerror}; choose another"
+                f"{option} {str(shown)!r} cannot be written: {err.strerror}; choose another"
             ) from err
         return cls(path=path, shown=shown)
 
     def write(self, text: str) -> None:
-        """Write the file: a temporary one in the same folder, synced, then renamed.
+        """Write text; see `write_bytes`."""
+        self.write_bytes(text.encode("utf-8"))
+
+    def write_bytes(self, data: bytes, *, check: Callable[[Path], None] = lambda _: None) -> None:
+        """Write the file: a temporary one in the same folder, synced, checked, then renamed.
+
+        Args:
+            data: the content.
+            check: called with the path of the temporary file before it gets its name; what it
+                raises leaves nothing behind.
 
         Raises:
             OutputError: nothing was written and an older file is as it was.
@@ -61,10 +80,11 @@ class OutputFile:
         try:
             descriptor, temporary = _open_temporary(self.path)
             try:
-                _write_all(descriptor, text.encode("utf-8"))
+                _write_all(descriptor, data)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+            check(temporary)
             temporary.replace(self.path)
         except OSError as err:
             raise OutputError(
@@ -83,24 +103,19 @@ def _real(path: Path) -> Path:
 
 
 def _check_target(
-    path: Path, shown: Path, *, files: tuple[Path, ...], folders: tuple[Path, ...]
+    path: Path, what: str, *, files: tuple[Path, ...], folders: tuple[Path, ...]
 ) -> None:
     if path.is_symlink():
-        raise ConfigError(f"--output {str(shown)!r} is a symbolic link to itself; choose another")
+        raise ConfigError(f"{what} is a symbolic link to itself; choose another")
     if path.is_dir():
-        raise ConfigError(f"--output {str(shown)!r} is a directory, expected a file name")
+        raise ConfigError(f"{what} is a directory, expected a file name")
     if path.exists() and not path.is_file():
-        raise ConfigError(
-            f"--output {str(shown)!r} is a device or a pipe, expected a file; "
-            "leave --output away to write to stdout"
-        )
+        raise ConfigError(f"{what} is a device or a pipe, expected a regular file; choose another")
     # a hard link has another path and the same content
     if path.exists() and any(f.exists() and path.samefile(f) for f in files):
-        raise ConfigError(f"--output {str(shown)!r} would overwrite an input; choose another")
+        raise ConfigError(f"{what} would overwrite an input; choose another")
     if any(path.is_relative_to(_real(folder)) for folder in folders):
-        raise ConfigError(
-            f"--output {str(shown)!r} lies in a folder that is scanned; choose another"
-        )
+        raise ConfigError(f"{what} lies in a folder that is scanned; choose another")
 
 
 def _open_temporary(path: Path) -> tuple[int, Path]:

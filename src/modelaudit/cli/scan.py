@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from modelaudit.cli import options
 from modelaudit.cli.formats import Format
 from modelaudit.cli.jobs import Job
 from modelaudit.cli.scan_job import Device, ScanJob, ScanOptions
 from modelaudit.errors import ConfigError
-from modelaudit.preprocessing import PRESETS, Preprocessing
 
 
 def scan(
     checkpoint: Annotated[
         Path, typer.Argument(help="The file to scan.", metavar="CHECKPOINT", show_default=False)
     ],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="Clean images: a folder per class, a folder with labels.csv, or an .npz.",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ],
-    scanner: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Run this scanner only (repeatable), with a variant as in ban@paper_code.",
-            metavar="ID",
-            show_default="all",
-        ),
-    ] = None,
+    data: options.Data,
+    scanner: options.ScannerIds = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,98 +29,25 @@ def scan(
             show_default=False,
         ),
     ] = None,
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            help="Architecture by name, or your own as path/to/file.py:factory, which is run.",
-            metavar="NAME",
-            show_default="worked out",
-        ),
-    ] = None,
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            help="Mean per channel for pixels in [0, 1], as in 0.5,0.5,0.5; with --std.",
-            metavar="M,...",
-            show_default=False,
-        ),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(
-            help="Standard deviation per channel; with --mean.",
-            metavar="S,...",
-            show_default=False,
-        ),
-    ] = None,
-    preprocess: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Normalisation by name: {', '.join(p.id for p in PRESETS)}.",
-            metavar="ID",
-            show_default="worked out",
-        ),
-    ] = None,
-    input_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Side of the square input in pixels.",
-            metavar="N",
-            min=1,
-            show_default="worked out",
-        ),
-    ] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with one folder name per line, in the order of the model's outputs.",
-            metavar="FILE",
-            show_default="worked out",
-        ),
-    ] = None,
+    arch: options.Arch = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    preprocess: options.Preprocess = None,
+    input_size: options.InputSize = None,
+    classes: options.Classes = None,
     max_images: Annotated[
         int, typer.Option(help="Clean images used at most.", metavar="N", min=1)
     ] = 500,
-    mixture: Annotated[
-        Path | None,
-        typer.Option(
-            help="A suspect training set, nobody knowing which images are poisoned.",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds for the scan: scanners that would not fit are skipped; inf for no limit.",
-            metavar="S",
-            show_default="120 on a CPU",
-        ),
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
-    seed: Annotated[int, typer.Option(help="Same seed, same report.", metavar="N", min=0)] = 0,
-    alpha: Annotated[
-        float,
-        typer.Option(
-            help="Significance level of the p-values that are shown, above 0 and below 1.",
-            metavar="P",
-        ),
-    ] = 0.05,
-    form: Annotated[
-        Format, typer.Option("--format", help="How to print the report.")
-    ] = Format.TERMINAL,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the report to this file and a short verdict to stdout.",
-            metavar="FILE",
-            show_default=False,
-        ),
-    ] = None,
-    is_quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no logs.")] = False,
-    is_debug: Annotated[
-        bool, typer.Option("--debug", help="Show logs, library warnings and tracebacks.")
-    ] = False,
+    mixture: options.Mixture = None,
+    calibration: options.Calibrations = None,
+    budget: options.Budget = None,
+    device: options.DeviceOption = Device.AUTO,
+    seed: options.Seed = 0,
+    alpha: options.Alpha = 0.05,
+    form: options.Form = Format.TERMINAL,
+    output: options.Output = None,
+    is_quiet: options.Quiet = False,
+    is_debug: options.Debug = False,
 ) -> Job:
     """Scan a checkpoint for a backdoor, with a few clean images.
 
@@ -144,68 +56,21 @@ def scan(
     """
     if not 0 < alpha < 1:
         raise ConfigError(f"--alpha must lie above 0 and below 1, got {alpha!r}")
-    options = ScanOptions(
+    wanted = ScanOptions(
         checkpoint=checkpoint,
         data=data,
         scanners=tuple(scanner or ()),
-        settings=tuple(_setting(text) for text in set_ or ()),
+        settings=tuple(options.parse_setting(text) for text in set_ or ()),
         arch=arch,
-        preprocessing=_preprocessing(mean, std, preprocess),
+        preprocessing=options.parse_preprocessing(mean, std, preprocess),
         input_size=input_size,
         classes=classes,
         max_images=max_images,
         mixture=mixture,
-        budget_seconds=_budget(budget),
+        calibrations=tuple(calibration or ()),
+        budget_seconds=options.check_budget(budget),
         device=device,
         seed=seed,
         alpha=alpha,
     )
-    return ScanJob(options, form=form, output=output, is_quiet=is_quiet, is_debug=is_debug)
-
-
-def _setting(text: str) -> tuple[str, str, str]:
-    """Split ``ID.FIELD=VALUE``; the engine knows the fields and their types."""
-    left, equals, value = text.partition("=")
-    scanner, dot, field = left.partition(".")
-    if not (equals and dot and scanner and field):
-        raise ConfigError(f"--set expects ID.FIELD=VALUE such as 'ban.epsilon=0.2', got {text!r}")
-    return scanner, field, value
-
-
-def _preprocessing(mean: str | None, std: str | None, preset: str | None) -> Preprocessing | None:
-    if mean is None and std is None:
-        return None if preset is None else _preset(preset)
-    if preset is not None:
-        raise ConfigError("--preprocess and --mean/--std exclude each other; give one of them")
-    if mean is None or std is None:
-        raise ConfigError("--mean and --std belong together; give both or neither")
-    return Preprocessing(id="custom", mean=_numbers("--mean", mean), std=_numbers("--std", std))
-
-
-def _preset(name: str) -> Preprocessing:
-    for preset in PRESETS:
-        if preset.id == name:
-            return preset
-    raise ConfigError(
-        f"--preprocess expects one of {', '.join(p.id for p in PRESETS)}, got {name!r}; "
-        "use --mean and --std for another"
-    )
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError as err:
-        raise ConfigError(
-            f"{option} expects numbers separated by commas such as 0.5,0.5,0.5, got {text!r}"
-        ) from err
-    if not all(math.isfinite(number) for number in numbers):
-        raise ConfigError(f"{option} expects finite numbers, got {text!r}")
-    return numbers
-
-
-def _budget(seconds: float | None) -> float | None:
-    """Check the budget; None leaves it to the device, infinity means none."""
-    if seconds is not None and not seconds > 0:
-        raise ConfigError(f"--budget expects seconds above 0 or inf, got {seconds!r}")
-    return seconds
+    return ScanJob(wanted, form=form, output=output, is_quiet=is_quiet, is_debug=is_debug)

@@ -80,6 +80,7 @@ class ScanOptions:
     classes: Path | None = None
     max_images: int = 500
     mixture: Path | None = None
+    calibrations: tuple[Path, ...] = ()
     budget_seconds: float | None = None
     device: Device = Device.AUTO
     seed: int = 0
@@ -99,7 +100,7 @@ class ScanOptions:
         """
         from modelaudit import engine
 
-        device = _resolve(self.device)
+        device = resolve_device(self.device)
         budget = self.budget_seconds
         if budget is None and device == "cpu":
             budget = CPU_BUDGET_SECONDS
@@ -116,6 +117,7 @@ class ScanOptions:
             classes=self.classes,
             max_images=self.max_images,
             mixture=self.mixture,
+            calibrations=self.calibrations,
             budget_seconds=budget,
             device=device,
             seed=self.seed,
@@ -164,6 +166,7 @@ class ScanJob(Job):
                 options.checkpoint,
                 options.data,
                 *([options.classes] if options.classes else []),
+                *options.calibrations,
             ]
             folders = [options.data, *([options.mixture] if options.mixture else [])]
             self._file = OutputFile.check(self._output, files=files, folders=folders)
@@ -255,8 +258,12 @@ class ScanJob(Job):
         )
 
 
-def _resolve(device: Device) -> str:
-    """Turn ``--device`` into the device to use."""
+def resolve_device(device: Device) -> str:
+    """Return the device that ``--device`` means.
+
+    Raises:
+        ConfigError: a CUDA device was asked for and there is none.
+    """
     if device is Device.CPU:
         return "cpu"
     import torch

@@ -1,7 +1,8 @@
-"""Turns what stopped a scan into a report, so that every path ends in one JSON document."""
+"""Turns what stopped a scan or a repair into a report: every path ends in one document."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelaudit.engine.versions import versions
@@ -13,10 +14,12 @@ from modelaudit.errors import (
     ModelAuditError,
     OutputError,
     PluginError,
+    RepairError,
     TooFewImagesError,
     UnknownArchitectureError,
     UnsafeCheckpointError,
 )
+from modelaudit.repair_results import RepairOutcome, RepairReport
 from modelaudit.results import (
     CleanSetRecord,
     ExitStatus,
@@ -27,7 +30,7 @@ from modelaudit.results import (
 )
 
 if TYPE_CHECKING:
-    from modelaudit.engine.request import ScanRequest
+    from modelaudit.engine.request import RepairRequest, ScanRequest
 
 #: error class to verdict, exit status and next step; the first that fits decides.
 _BY_ERROR: tuple[tuple[type[BaseException], Verdict, int, str], ...] = (
@@ -61,6 +64,12 @@ _BY_ERROR: tuple[tuple[type[BaseException], Verdict, int, str], ...] = (
         ExitStatus.INCONCLUSIVE,
         "give 500 clean images, at least 100 and 5 of each class",
     ),
+    (
+        RepairError,
+        Verdict.INCONCLUSIVE,
+        ExitStatus.INCONCLUSIVE,
+        "nothing was written; try another method",
+    ),
     (ConfigError, Verdict.USAGE, ExitStatus.USAGE, "see modelaudit scan --help"),
     (PluginError, Verdict.USAGE, ExitStatus.USAGE, "mend or uninstall the plug-in"),
     (
@@ -73,21 +82,35 @@ _BY_ERROR: tuple[tuple[type[BaseException], Verdict, int, str], ...] = (
 )
 
 
-def failure_report(request: ScanRequest, error: BaseException) -> ScanReport:
-    """Return the report of a scan that `error` ended.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What an exception means for whoever ran a command.
 
-    Args:
-        request: what was asked.
-        error: what was raised; anything unknown is a bug in modelaudit (exit status 70).
+    Attributes:
+        verdict: the report's word.
+        exit_status: of the command.
+        code: stable machine-readable name.
+        message: one sentence.
+        next_step: what to do.
     """
+
+    verdict: Verdict
+    exit_status: int
+    code: str
+    message: str
+    next_step: str
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return what an exception means; anything unknown is a bug in modelaudit (exit status 70)."""
     verdict, status, step = (
         Verdict.ERROR,
         ExitStatus.BUG,
         "report this as a bug, with the output of --debug",
     )
-    for kind, *_ in _BY_ERROR:
+    for kind, its_verdict, its_status, its_step in _BY_ERROR:
         if isinstance(error, kind):
-            _, verdict, status, step = next(row for row in _BY_ERROR if row[0] is kind)
+            verdict, status, step = its_verdict, its_status, its_step
             break
     code = error.code if isinstance(error, ModelAuditError) else f"MA-E{status:03d}"
     message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
@@ -95,9 +118,20 @@ def failure_report(request: ScanRequest, error: BaseException) -> ScanReport:
         message = f"{message}; closest: {'; '.join(error.closest)}"
     if status == ExitStatus.BUG:
         message = f"{type(error).__name__}: {error}"
+    return Failure(verdict=verdict, exit_status=status, code=code, message=message, next_step=step)
+
+
+def failure_report(request: ScanRequest, error: BaseException) -> ScanReport:
+    """Return the report of a scan that `error` ended."""
+    failure = failure_of(error)
     return ScanReport(
-        verdict=VerdictRecord(verdict=verdict, reason_code=code, reason=message, next_step=step),
-        exit_status=status,
+        verdict=VerdictRecord(
+            verdict=failure.verdict,
+            reason_code=failure.code,
+            reason=failure.message,
+            next_step=failure.next_step,
+        ),
+        exit_status=failure.exit_status,
         suspect=SuspectRecord(path=str(request.checkpoint)),
         clean_set=CleanSetRecord(path=str(request.data)),
         alpha=request.alpha,
@@ -105,4 +139,28 @@ def failure_report(request: ScanRequest, error: BaseException) -> ScanReport:
         device=request.device,
         versions=versions(),
         seed=request.seed,
+    )
+
+
+def repair_failure_report(request: RepairRequest, error: BaseException) -> RepairReport:
+    """Return the report of a repair that `error` ended; nothing was written."""
+    failure = failure_of(error)
+    outcome = (
+        RepairOutcome.NOT_WRITTEN
+        if failure.verdict is Verdict.INCONCLUSIVE
+        else RepairOutcome(failure.verdict.value)
+    )
+    return RepairReport(
+        outcome=outcome,
+        exit_status=failure.exit_status,
+        reason_code=failure.code,
+        reason=failure.message,
+        next_step=failure.next_step,
+        method=request.method,
+        suspect=SuspectRecord(path=str(request.scan.checkpoint)),
+        clean_set=CleanSetRecord(path=str(request.scan.data)),
+        max_accuracy_drop=request.max_accuracy_drop,
+        device=request.scan.device,
+        versions=versions(),
+        seed=request.scan.seed,
     )

@@ -41,7 +41,7 @@ class Stopwatch:
     def lap(self, stage: str) -> None:
         """Book the time since the last lap on `stage`."""
         now = time.perf_counter()
-        self.seconds[stage] = now - self._since
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
         self._since = now
 
 
@@ -52,6 +52,9 @@ class Opened:
     Attributes:
         suspect: the model under audit.
         clean: the clean images at its input size.
+        read: the checkpoint as it was read.
+        clean_set: the clean images as they were read.
+        fit: how the model is run.
         suspect_record: for the report.
         clean_record: for the report.
         load_record: for the report.
@@ -65,6 +68,9 @@ class Opened:
 
     suspect: Suspect
     clean: CleanImages
+    read: checkpoint.Checkpoint
+    clean_set: cleanset.CleanSet
+    fit: fitting.Fit
     suspect_record: SuspectRecord
     clean_record: CleanSetRecord
     load_record: LoadRecord
@@ -140,6 +146,9 @@ def open_suspect(request: ScanRequest, *, progress: Progress, stopwatch: Stopwat
             judge=torch.from_numpy(split.judge),
             mixture=None if mixture is None else mixture.tensor(fit.input_size, fit.input_channels),
         ),
+        read=read,
+        clean_set=clean,
+        fit=fit,
         suspect_record=SuspectRecord(
             path=str(request.checkpoint),
             sha256=read.sha256,

@@ -112,15 +112,28 @@ def _run_one(
             f"would take about {needed:.0f} s, {max(left, 0):.0f} s of the budget of {budget:g} s "
             "are left; raise --budget"
         )
-        return SkippedScan(id=scanner.full_id, reason=reason, is_declared_need=False)
+        return _stopped(scanner, reason)
     try:
         return scanner.scan(suspect, clean, context=context)
     except BudgetExceededError as err:
-        return SkippedScan(id=scanner.full_id, reason=str(err), is_declared_need=False)
+        return _stopped(scanner, str(err))
     except Exception as err:  # noqa: BLE001 - one scanner's failure must not hide the others' findings
         return _failed(scanner, err)
 
 
 def _failed(scanner: Scanner[Any], err: Exception) -> FailedScan:
     _LOG.warning("scanner %s failed", scanner.full_id, exc_info=err)
-    return FailedScan(id=scanner.full_id, error=f"{type(err).__name__}: {err}")
+    return FailedScan(
+        id=scanner.full_id,
+        error=f"{type(err).__name__}: {err}",
+        is_calibrated=scanner.is_calibrated_here,
+    )
+
+
+def _stopped(scanner: Scanner[Any], reason: str) -> SkippedScan:
+    return SkippedScan(
+        id=scanner.full_id,
+        reason=reason,
+        is_declared_need=False,
+        is_calibrated=scanner.is_calibrated_here,
+    )

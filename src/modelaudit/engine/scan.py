@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from modelaudit import calibration
 from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.run import run_scanners
 from modelaudit.engine.versions import versions
+from modelaudit.functional.statistics import holm
 from modelaudit.results import Cost, FailedScan, ScannerResult, ScanReport, SkippedScan
 from modelaudit.suspect import profile
 from modelaudit.verdict import EXIT_STATUS, decide
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from modelaudit.engine.intake import Opened
     from modelaudit.engine.request import ScanRequest
     from modelaudit.progress import Progress
     from modelaudit.results import ScanOutcome
-    from modelaudit.scanners.base import CleanImages
+    from modelaudit.scanners.base import CleanImages, Scanner
 
 
 def search_dtype(device: torch.device) -> torch.dtype | None:
@@ -72,7 +76,54 @@ def scan(request: ScanRequest, *, progress: Progress) -> ScanReport:
     """
     stopwatch = Stopwatch()
     scanners = build_scanners(request.scanners, request.settings)
+    # a calibration file that cannot be read is said before any work
+    populations(request)
     opened = open_suspect(request, progress=progress, stopwatch=stopwatch)
+    return audit(opened, scanners, request, progress=progress, stopwatch=stopwatch)
+
+
+def populations(request: ScanRequest) -> tuple[calibration.Population, ...]:
+    """Return the reference populations of a scan in order of preference, the user's first.
+
+    Raises:
+        ConfigError: a file of the user's is no calibration.
+    """
+    given = [p for path in request.calibrations for p in calibration.read_populations(path)]
+    return (*given, *calibration.shipped_populations())
+
+
+def circumstances(opened: Opened) -> calibration.Circumstances:
+    """Return what a reference population has to agree with."""
+    return calibration.Circumstances(
+        architecture=opened.suspect_record.architecture,
+        images=opened.clean_record.images,
+        input_size=opened.suspect.input_size,
+        classes=opened.suspect.num_classes,
+        has_batchnorm=opened.suspect.has_batchnorm_statistics,
+        has_labels=opened.clean.has_labels,
+    )
+
+
+def audit(
+    opened: Opened,
+    scanners: Sequence[Scanner[Any]],
+    request: ScanRequest,
+    *,
+    progress: Progress,
+    stopwatch: Stopwatch,
+) -> ScanReport:
+    """Run scanners on an opened suspect and judge what they say.
+
+    Args:
+        opened: the suspect, its clean set, and what is known of both.
+        scanners: configured scanners.
+        request: budget, seed, significance level.
+        progress: where scanners report.
+        stopwatch: where the stages are booked.
+
+    Returns:
+        As `scan`.
+    """
     suspect = opened.suspect
     before = suspect.passes.forward
     outcomes: tuple[ScanOutcome, ...]
@@ -100,6 +151,7 @@ def scan(request: ScanRequest, *, progress: Progress) -> ScanReport:
                 id=scanner.full_id,
                 reason="clean accuracy is too low for any detector's output to mean anything",
                 is_declared_need=False,
+                is_calibrated=scanner.is_calibrated_here,
             )
             for scanner in scanners
         )
@@ -113,10 +165,14 @@ def _report(
     stopwatch: Stopwatch,
     profiled: int,
 ) -> ScanReport:
+    combined = calibration.assess(
+        outcomes, circumstances(opened), populations(request), alpha=request.alpha
+    )
     verdict = decide(
         outcomes,
         obstacles=opened.obstacles,
         obstacles_to_clean=opened.obstacles_to_clean,
+        combined=combined,
     )
     results = tuple(o for o in outcomes if isinstance(o, ScannerResult))
     return ScanReport(
@@ -129,6 +185,10 @@ def _report(
         failed=tuple(o for o in outcomes if isinstance(o, FailedScan)),
         static_findings=opened.static_findings,
         load=opened.load_record,
+        calibration=combined.population,
+        false_positive_rate=combined.false_positive_rate,
+        combined=combined,
+        adjusted_p_values=adjusted_p_values(results),
         cost=Cost(
             forward=profiled + sum(r.cost.forward for r in results),
             forward_backward=sum(r.cost.forward_backward for r in results),
@@ -142,3 +202,9 @@ def _report(
         seed=request.seed,
         notes=opened.notes,
     )
+
+
+def adjusted_p_values(results: Sequence[ScannerResult]) -> dict[str, float]:
+    """Return the scanners' own p-values after Holm's correction for their number."""
+    own = {r.id: r.p_value for r in results if r.p_value is not None}
+    return dict(zip(own, holm(tuple(own.values())), strict=True))

@@ -11,17 +11,33 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from modelaudit import __version__
+from modelaudit.errors import ConfigError
 from modelaudit.report import words
-from modelaudit.results import SCHEMA_VERSION
+from modelaudit.results import (
+    SCHEMA_VERSION,
+    Cost,
+    FailedScan,
+    Finding,
+    Pattern,
+    ScannerResult,
+    SkippedScan,
+)
 
 if TYPE_CHECKING:
-    from modelaudit.results import Json, ScanReport
+    from modelaudit.results import Json, ScanOutcome, ScanReport
 
 #: Keys whose values are wall times, at any depth.
 _TIMES = frozenset({"seconds", "stage_seconds"})
+
+_OUTCOMES: dict[str, type[ScanOutcome]] = {
+    "result": ScannerResult,
+    "skipped": SkippedScan,
+    "failed": FailedScan,
+}
 
 
 def to_document(report: ScanReport) -> dict[str, Json]:
@@ -53,8 +69,10 @@ def to_document(report: ScanReport) -> dict[str, Json]:
         "failed": report.failed,
         "calibration": report.calibration,
         "false_positive_rate": report.false_positive_rate,
+        "combined": report.combined,
+        "adjusted_p_values": report.adjusted_p_values,
         "alpha": report.alpha,
-        "cost": {**_fields(report.cost), "stage_seconds": report.stage_seconds},
+        "cost": {**fields_of(report.cost), "stage_seconds": report.stage_seconds},
         "budget_seconds": report.budget_seconds,
         "device": report.device,
         "versions": report.versions,
@@ -64,7 +82,7 @@ def to_document(report: ScanReport) -> dict[str, Json]:
         "limits": report.limits,
         "notes": report.notes,
     }
-    return {key: _plain(value) for key, value in document.items()}
+    return {key: plain(value) for key, value in document.items()}
 
 
 def dumps(report: ScanReport) -> str:
@@ -88,12 +106,70 @@ def without_seconds(document: Json) -> Json:
     return document
 
 
-def _fields(value: object) -> dict[str, object]:
+def outcome_record(outcome: ScanOutcome) -> dict[str, Json]:
+    """Return one scanner's outcome as plain JSON values.
+
+    Args:
+        outcome: a result, a skip or a failure.
+
+    Returns:
+        ``outcome`` (``"result"``, ``"skipped"`` or ``"failed"``) and ``result``, the record as it
+        stands in the report.
+    """
+    kind = next(name for name, cls in _OUTCOMES.items() if isinstance(outcome, cls))
+    return {"outcome": kind, "result": plain(outcome)}
+
+
+def outcome_from_record(row: Mapping[str, Json]) -> ScanOutcome:
+    """Return the outcome of which `outcome_record` made a record; the inverse of it.
+
+    Args:
+        row: ``outcome`` and ``result``; other keys, also those of the record that this version does
+            not know, are passed over.
+
+    Returns:
+        A result, a skip or a failure. Escapes in strings stay.
+
+    Raises:
+        ConfigError: this is no such record.
+    """
+    cls = _OUTCOMES.get(str(row.get("outcome")))
+    record = row.get("result")
+    if cls is None or not isinstance(record, dict):
+        raise ConfigError(
+            f"expected an outcome ({', '.join(_OUTCOMES)}) with its record, "
+            f"got {row.get('outcome')!r} with {type(record).__name__}"
+        )
+    known = {f.name for f in dataclasses.fields(cls)}
+    values: dict[str, object] = {k: _frozen(v) for k, v in record.items() if k in known}
+    try:
+        if cls is ScannerResult:
+            values["finding"] = Finding(str(values["finding"]))
+            if values.get("pattern") is not None:
+                values["pattern"] = Pattern(str(values["pattern"]))
+            if isinstance(values.get("cost"), Mapping):
+                values["cost"] = Cost(**values["cost"])  # type: ignore[arg-type]  # its own check
+        return cls(**values)  # type: ignore[arg-type]  # raises where a field is missing
+    except (KeyError, TypeError, ValueError) as err:
+        raise ConfigError(f"expected the record of a scanner, found {err!r}") from err
+
+
+def _frozen(value: Json) -> object:
+    """Return lists as tuples and objects as read-only mappings, as records hold them."""
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(v) for v in value)
+    if isinstance(value, dict):
+        return MappingProxyType({k: _frozen(v) for k, v in value.items()})
+    return value
+
+
+def fields_of(value: object) -> dict[str, object]:
+    """Return the fields of a record by name, their values as they are."""
     assert dataclasses.is_dataclass(value)
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
 
 
-def _plain(value: object) -> Json:
+def plain(value: object) -> Json:
     """Turn one value of a report into JSON's types."""
     if value is None or isinstance(value, bool):
         return value
@@ -104,9 +180,9 @@ def _plain(value: object) -> Json:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {words.sentence(str(k)): _plain(v) for k, v in value.items()}
+        return {words.sentence(str(k)): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if dataclasses.is_dataclass(value):
-        return {k: _plain(v) for k, v in _fields(value).items()}
+        return {k: plain(v) for k, v in fields_of(value).items()}
     raise TypeError(f"a report holds plain values only, got {type(value).__name__}")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from modelaudit.results import Choice, Cost, ScannerResult, ScanReport
+    from modelaudit.results import Choice, Cost, ScanReport
 
 _VERDICT_STYLES = {
     Verdict.CLEAN: "green",
@@ -85,7 +85,7 @@ def _parts(report: ScanReport, symbols: Symbols, width: int) -> Iterator[Rendera
     if table is not None:
         yield _section("Evidence per class", table)
     if report.scanners:
-        yield _section("Scanners", _scanner_table(report), *_scanner_notes(report.scanners))
+        yield _section("Scanners", _scanner_table(report), *_scanner_notes(report))
     if report.skipped or report.failed:
         yield _section("Skipped or failed", _not_run(report))
     if report.clean_set.choices:
@@ -164,14 +164,16 @@ def _scanner_table(report: ScanReport) -> Table:
     return table
 
 
-def _scanner_notes(results: Iterable[ScannerResult]) -> Iterator[Text]:
+def _scanner_notes(report: ScanReport) -> Iterator[Text]:
     """Yield one line per scanner on what its score is and how far it can be relied on."""
-    for result in results:
+    for result in report.scanners:
         parts = [words.safe(result.score_name)] if result.score_name else []
         if result.is_confirmed:
             parts.append("confirmed on held-out images")
         if result.p_value is not None:
-            parts.append(f"own p = {result.p_value:.2g}")
+            adjusted = report.adjusted_p_values.get(result.id)
+            holm = "" if adjusted is None else f" (Holm {adjusted:.2g})"
+            parts.append(f"own p = {result.p_value:.2g}{holm}")
         if result.false_positive_rate is not None:
             population = words.safe(result.reference_population or "an unnamed population", 40)
             parts.append(f"false-positive rate {result.false_positive_rate:.3g} on {population}")
@@ -247,6 +249,9 @@ def _facts(report: ScanReport) -> Table:
     table.add_row("clean set", Text(words.sentence(report.clean_set.path)))
     if report.clean_set.images:
         table.add_row("", Text(words.clean_set_text(report)))
+    reference = words.combined_text(report)
+    if reference is not None:
+        table.add_row("reference", Text(reference))
     table.add_row("cost", Text(_cost_text(report.cost, report.device)))
     stages = [f"{words.safe(name, 24)} {s:.1f}" for name, s in report.stage_seconds.items()]
     if stages:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelaudit.results import Finding, Pattern, Verdict
+from modelaudit.results import Finding, Match, Pattern, Verdict
 from modelaudit.text import escape_untrusted
 
 if TYPE_CHECKING:
@@ -88,11 +88,52 @@ def _backdoor_headline(report: ScanReport) -> str:
 
 
 def false_positive_text(report: ScanReport) -> str:
-    """Return how often a clean model gets a worse verdict, or that nobody has measured it."""
+    """Return how often clean models are called backdoored, or that nobody has measured it."""
     if report.false_positive_rate is None:
-        return "false-positive rate not measured (no reference population)"
-    population = f" on {safe(report.calibration)}" if report.calibration else ""
-    return f"false-positive rate {report.false_positive_rate:.3g}{population}"
+        return f"false-positive rate not measured ({_why_unmeasured(report)})"
+    text = f"false-positive rate {report.false_positive_rate:.3g}"
+    combined = report.combined
+    if combined is not None and combined.false_positive_interval is not None:
+        low, high = combined.false_positive_interval
+        models = combined.false_positive_models
+        text += f" (95 % interval {low:.3g} to {high:.3g}, {models} clean models)"
+    return f"{text} on {safe(report.calibration)}" if report.calibration else text
+
+
+def _why_unmeasured(report: ScanReport) -> str:
+    combined = report.combined
+    if combined is None or combined.match is Match.NONE or combined.population is None:
+        return "no reference population fits"
+    name = safe(combined.population, 40)
+    if combined.match is Match.BORROWED:
+        return f"{name} is of another architecture"
+    return f"not for this scan and {name}"
+
+
+def combined_text(report: ScanReport) -> str | None:
+    """Return what the reference population says in one line, None where none was looked for."""
+    combined = report.combined
+    if combined is None:
+        return None
+    if combined.score is None:
+        return sentence(combined.reason)
+    verb = "matched" if combined.match is Match.MATCHED else "borrowed"
+    scanners = ", ".join(safe(s, 40) for s in combined.scanners)
+    parts = [
+        f"{verb}: {safe(combined.population or '', 60)}, {combined.clean_models} clean models",
+        f"combined score {combined.score:.3g} of {scanners}",
+    ]
+    if combined.suspicious is not None and combined.strong is not None:
+        parts.append(f"suspicious from {combined.suspicious:.3g}, strong {combined.strong:.3g}")
+    shown = [] if combined.p_value is None else [f"p = {combined.p_value:.2g} empirical"]
+    if combined.predictive_p_value is not None:
+        shown.append(f"{'' if shown else 'p = '}{combined.predictive_p_value:.2g} Student-t")
+    parts.append(", ".join(shown))
+    if combined.missing:
+        parts.append(f"without {', '.join(safe(s, 40) for s in combined.missing)}")
+    if combined.reason:
+        parts.append(sentence(combined.reason))
+    return "; ".join(part for part in parts if part)
 
 
 def clean_set_text(report: ScanReport) -> str:

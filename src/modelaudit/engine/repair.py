@@ -1,0 +1,302 @@
+"""One repair, end to end: scan, try, prove, choose. Nothing here writes a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from modelaudit.checkpoint.write import check_can_keep_format
+from modelaudit.engine.attempt import attempt
+from modelaudit.engine.components import build_repair, build_scanners
+from modelaudit.engine.intake import Stopwatch, open_suspect
+from modelaudit.engine.repair_images import repair_images
+from modelaudit.engine.repaired import Repaired
+from modelaudit.engine.scan import audit
+from modelaudit.engine.versions import versions
+from modelaudit.errors import ConfigError, TooFewImagesError
+from modelaudit.repair_results import RepairOutcome, RepairReport, ScanSummary
+from modelaudit.results import Cost, ExitStatus, Finding, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from modelaudit.engine.attempt import Attempt
+    from modelaudit.engine.intake import Opened
+    from modelaudit.engine.request import RepairRequest
+    from modelaudit.progress import Progress
+    from modelaudit.repairs import Repair
+    from modelaudit.scanners.base import Scanner
+
+#: ``auto`` prunes first when the channels that `mbns` flags are at most this share of all.
+MAX_FLAGGED_SHARE = 0.05
+#: What ``auto`` tries, training-free first, and without BatchNorm statistics to prune by.
+AUTO_PRUNE_FIRST = ("prune_mbns", "finetune_noise")
+AUTO_TRAIN = ("finetune_noise",)
+
+EXIT_STATUS = {
+    RepairOutcome.REPAIRED: ExitStatus.CLEAN,
+    RepairOutcome.NOT_NEEDED: ExitStatus.CLEAN,
+    RepairOutcome.PLANNED: ExitStatus.CLEAN,
+    RepairOutcome.STILL_BACKDOORED: ExitStatus.BACKDOORED,
+    RepairOutcome.INCONCLUSIVE: ExitStatus.INCONCLUSIVE,
+    RepairOutcome.NOT_WRITTEN: ExitStatus.INCONCLUSIVE,
+}
+
+
+def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
+    """Repair one checkpoint.
+
+    ``auto`` scans first, tries what the findings call for, and stops at the first repair whose
+    re-scan is clean within the accuracy budget; a named method is tried alone. Whatever is found
+    here is measured on clean images: it is never said that a backdoor is gone.
+
+    Args:
+        request: what to repair and how.
+        progress: where everything reports.
+
+    Raises:
+        CheckpointError: the file is refused, unreadable, or of no known architecture.
+        DataError: the clean set is unusable.
+        FitError: it stays open how the model is to be run.
+        TooFewImagesError: too few clean images to prove anything with.
+        ConfigError: an option does not fit, or the prior scan is of something else.
+        RepairError: a repair broke the model.
+    """
+    stopwatch = Stopwatch()
+    scanners = build_scanners(request.scan.scanners, request.scan.settings)
+    named = None
+    if request.method != "auto":
+        named = build_repair(request.method, request.settings)
+    opened = open_suspect(request.scan, progress=progress, stopwatch=stopwatch)
+    if request.keeps_format:
+        check_can_keep_format(request.scan.checkpoint, sha256=opened.read.sha256)
+    if opened.obstacles:
+        raise TooFewImagesError("; ".join(opened.obstacles))
+    before = _scan_before(request, opened, scanners, progress=progress, stopwatch=stopwatch)
+    images = repair_images(request, opened)
+    base = RepairReport(
+        outcome=RepairOutcome.NOT_WRITTEN,
+        exit_status=ExitStatus.INCONCLUSIVE,
+        reason_code="MA-R501",
+        reason="",
+        method=request.method,
+        suspect=opened.suspect_record,
+        clean_set=opened.clean_record,
+        repair_images=len(images.data.images),
+        proof_images=len(images.proof),
+        before=before,
+        is_before_reused=request.prior is not None,
+        max_accuracy_drop=request.max_accuracy_drop,
+        device=request.scan.device,
+        versions=versions(),
+        seed=request.scan.seed,
+        notes=opened.notes,
+    )
+    attempts: list[Attempt] = []
+    repairs = iter((named,)) if named is not None else _auto(request, opened, before)
+    for tried in repairs:
+        attempts.append(
+            attempt(
+                tried,
+                opened,
+                images,
+                request,
+                findings=before.scanners,
+                scanners=scanners,
+                progress=progress,
+                stopwatch=stopwatch,
+            )
+        )
+        if attempts[-1].is_clean and attempts[-1].is_within_budget:
+            break
+    return _conclude(base, attempts, request, opened, stopwatch)
+
+
+def _scan_before(
+    request: RepairRequest,
+    opened: Opened,
+    scanners: Sequence[Scanner[Any]],
+    *,
+    progress: Progress,
+    stopwatch: Stopwatch,
+) -> ScanSummary:
+    if request.prior is None:
+        report = audit(opened, scanners, request.scan, progress=progress, stopwatch=stopwatch)
+        return ScanSummary.of(report)
+    for what, given, found in (
+        ("checkpoint", request.prior.checkpoint_sha256, opened.read.sha256),
+        ("clean set", request.prior.clean_set_sha256, opened.clean_set.sha256),
+    ):
+        if given != found:
+            raise ConfigError(
+                f"--report is of another {what} (SHA-256 {given[:16]}, this one {found[:16]}); "
+                "scan again or leave --report away"
+            )
+    return request.prior.summary
+
+
+def _auto(request: RepairRequest, opened: Opened, before: ScanSummary) -> Iterator[Repair[Any]]:
+    """Yield what the findings call for, best first; nothing where they accuse nobody."""
+    accusing = [r for r in before.scanners if r.finding in {Finding.STRONG, Finding.SUSPICIOUS}]
+    if before.verdict.verdict is Verdict.CLEAN or not accusing:
+        return
+    flagged = next((r.evidence.get("flagged") for r in accusing if r.id == "mbns"), None)
+    neurons = sum(site.channels for site in opened.suspect.sites)
+    is_few = isinstance(flagged, int) and flagged <= MAX_FLAGGED_SHARE * neurons
+    for id_ in AUTO_PRUNE_FIRST if is_few else AUTO_TRAIN:
+        own = [setting for setting in request.settings if setting[0].split("@")[0] == id_]
+        yield build_repair(id_, own)
+
+
+def _conclude(
+    base: RepairReport,
+    attempts: list[Attempt],
+    request: RepairRequest,
+    opened: Opened,
+    stopwatch: Stopwatch,
+) -> Repaired:
+    chosen = _choose(attempts, is_forced=request.is_forced)
+    outcome, code, reason, step = _words(base, attempts, chosen, request)
+    records = [replace(a.record, is_chosen=a is chosen) for a in attempts]
+    report = replace(
+        base,
+        outcome=outcome,
+        exit_status=EXIT_STATUS[outcome],
+        reason_code=code,
+        reason=reason,
+        next_step=step,
+        attempts=tuple(records),
+        cost=_total(base, records, stopwatch),
+        stage_seconds=stopwatch.seconds,
+    )
+    is_written = chosen is not None and not request.is_dry_run
+    return Repaired(
+        report=report,
+        tensors=chosen.tensors if is_written and chosen is not None else None,
+        record={} if chosen is None else _provenance(report, chosen),
+        opened=opened,
+        request=request,
+    )
+
+
+def _choose(attempts: Sequence[Attempt], *, is_forced: bool) -> Attempt | None:
+    """Return the best attempt that may be written: clean, then not backdoored, then the cheapest.
+
+    Order: within budget, re-scan clean, re-scan not backdoored, least accuracy lost.
+    """
+    allowed = [a for a in attempts if a.tensors is not None and (a.is_within_budget or is_forced)]
+
+    def rank(a: Attempt) -> tuple[bool, bool, bool, float]:
+        assert a.record.proof is not None
+        return (
+            not a.is_within_budget,
+            not a.is_clean,
+            a.is_backdoored,
+            a.record.proof.accuracy_drop,
+        )
+
+    return min(allowed, key=rank, default=None)
+
+
+def _words(
+    base: RepairReport,
+    attempts: Sequence[Attempt],
+    chosen: Attempt | None,
+    request: RepairRequest,
+) -> tuple[RepairOutcome, str, str, str]:
+    """Return outcome, reason code, reason and next step."""
+    assert base.before is not None
+    verdict = base.before.verdict
+    if not attempts and verdict.verdict is Verdict.CLEAN:
+        return (
+            RepairOutcome.NOT_NEEDED,
+            "MA-R001",
+            f"the scan is clean ({verdict.reason}): nothing was repaired and nothing written",
+            "name a method if you want it repaired all the same",
+        )
+    if not attempts:
+        return (
+            RepairOutcome.NOT_WRITTEN,
+            "MA-R502",
+            f"the scan accuses nothing to choose a repair by, and is not clean: {verdict.reason}",
+            "settle the scan first, or name a method",
+        )
+    if chosen is None:
+        return _refusal(attempts, request)
+    proof = chosen.record.proof
+    assert proof is not None
+    name, cost = chosen.record.id, f"{proof.accuracy_drop:+.1%}".replace("+", "")
+    what = "accuracy" if proof.accuracy_before is not None else "agreement with the suspect"
+    lost = f"{name} costs {cost} of {what} on {proof.images} held-out images"
+    if request.is_dry_run:
+        return RepairOutcome.PLANNED, "MA-R002", f"dry run: {lost}; nothing was written", ""
+    over = "" if chosen.is_within_budget else ", more than allowed (--force)"
+    if chosen.is_clean:
+        return (
+            RepairOutcome.REPAIRED,
+            "MA-R003",
+            f"{lost}{over}; the re-scan is clean and what was found before has lost its effect",
+            "a clean re-scan is evidence, not proof: see docs/security-model.md",
+        )
+    if chosen.is_backdoored:
+        return (
+            RepairOutcome.STILL_BACKDOORED,
+            "MA-R101",
+            f"{lost}{over}; the repaired model still shows a backdoor",
+            "try another method, or more clean images; keep both models out of the registry",
+        )
+    assert chosen.record.after is not None
+    return (
+        RepairOutcome.INCONCLUSIVE,
+        "MA-R503",
+        f"{lost}{over}; the re-scan reaches no verdict: {chosen.record.after.verdict.reason}",
+        "settle the re-scan before you use the model",
+    )
+
+
+def _refusal(
+    attempts: Sequence[Attempt], request: RepairRequest
+) -> tuple[RepairOutcome, str, str, str]:
+    failures = [a.record.failure for a in attempts if a.record.failure]
+    measured = [a.record for a in attempts if a.record.proof is not None]
+    if not measured:
+        return (
+            RepairOutcome.NOT_WRITTEN,
+            "MA-R504",
+            f"no repair could be tried: {'; '.join(failures)}",
+            "give what is missing, or name another method",
+        )
+    shown = "; ".join(f"{r.id} loses {r.proof.accuracy_drop:.1%}" for r in measured if r.proof)
+    return (
+        RepairOutcome.NOT_WRITTEN,
+        "MA-R505",
+        f"{shown} on held-out images, {request.max_accuracy_drop:.1%} are allowed",
+        "raise --max-accuracy-drop, use --force, or try another method or more clean images",
+    )
+
+
+def _total(base: RepairReport, records: Sequence[Any], stopwatch: Stopwatch) -> Cost:
+    costs = [record.cost for record in records]
+    costs += [record.after.cost for record in records if record.after is not None]
+    if base.before is not None and not base.is_before_reused:
+        costs.append(base.before.cost)
+    return Cost(
+        forward=sum(cost.forward for cost in costs),
+        forward_backward=sum(cost.forward_backward for cost in costs),
+        seconds=sum(stopwatch.seconds.values()),
+    )
+
+
+def _provenance(report: RepairReport, chosen: Attempt) -> dict[str, object]:
+    """Return what the written file says of itself."""
+    return {
+        "input_sha256": report.suspect.sha256,
+        "method": chosen.record.id,
+        "version": chosen.record.version,
+        "config": {
+            k: list(v) if isinstance(v, tuple) else v for k, v in chosen.record.config.items()
+        },
+        "seed": report.seed,
+        "pruned_neurons": chosen.record.pruned_neurons,
+        "versions": dict(report.versions),
+    }

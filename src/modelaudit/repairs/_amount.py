@@ -1,0 +1,111 @@
+"""How many of a ranked list of neurons may go: decided on validation accuracy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelaudit.repairs.pruning import PruneMode
+from modelaudit.scanners._channels import grouped, prune_edits
+from modelaudit.suspect import SiteEdit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from modelaudit.repairs.base import RepairContext
+    from modelaudit.repairs.data import RepairData
+    from modelaudit.repairs.pruning import Neuron
+    from modelaudit.suspect import Suspect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """How many neurons go, and what was seen on the way.
+
+    Attributes:
+        count: how many, from the front of the list.
+        curve: (count, validation accuracy without that many), ascending, from 0 on.
+    """
+
+    count: int
+    curve: tuple[tuple[int, float], ...]
+
+
+def edits_without(
+    model: Suspect, neurons: Sequence[Neuron], mode: PruneMode
+) -> dict[str, SiteEdit]:
+    """Return edits with which `model` acts as if `neurons` were pruned, without a changed tensor.
+
+    Args:
+        model: the copy.
+        neurons: what would be pruned.
+        mode: how.
+    """
+    if mode is PruneMode.ZERO:
+        return prune_edits(model, neurons)
+    channels = {site.name: site.channels for site in model.sites}
+    edits = {}
+    for name, indices in grouped(neurons).items():
+        noise = torch.zeros(channels[name], device=model.device)
+        noise[indices] = -1.0
+        edits[name] = SiteEdit(weight_noise=noise)
+    return edits
+
+
+def accuracy_without(
+    model: Suspect,
+    neurons: Sequence[Neuron],
+    data: RepairData,
+    context: RepairContext,
+    *,
+    mode: PruneMode = PruneMode.ZERO,
+) -> float:
+    """Return the share of validation images with prediction = label when `neurons` are pruned."""
+    with model.edited(edits_without(model, neurons, mode)):
+        predictions = model.predict(data.images[data.validation], batch_size=context.batch_size)
+    return float((predictions == data.labels[data.validation]).double().mean())
+
+
+def affordable(
+    model: Suspect,
+    ordered: Sequence[Neuron],
+    data: RepairData,
+    context: RepairContext,
+    *,
+    max_drop: float,
+    mode: PruneMode = PruneMode.ZERO,
+) -> Amount:
+    """Return how many of `ordered`, taken from the front, the validation accuracy allows to prune.
+
+    The whole list first, then halving between what held and what did not: accuracy falls with the
+    number of neurons up to noise, so that a logarithmic number of passes over the validation images
+    finds the amount.
+
+    Args:
+        model: the copy, in eval mode.
+        ordered: most suspicious first.
+        data: the clean images; labels stand for the model's own predictions where there are none.
+        context: limits; the smaller of its budget and `max_drop` counts.
+        max_drop: largest drop of validation accuracy, a fraction.
+        mode: how neurons are pruned.
+    """
+    curve = {0: accuracy_without(model, (), data, context, mode=mode)}
+    # An accuracy is a count over the images: half an image absorbs the rounding of the drop.
+    slack = 0.5 / len(data.validation)
+    floor = curve[0] - min(max_drop, context.max_accuracy_drop) - slack
+
+    def holds(count: int) -> bool:
+        curve[count] = accuracy_without(model, ordered[:count], data, context, mode=mode)
+        return curve[count] >= floor
+
+    held, failed = 0, len(ordered) + 1
+    probe = len(ordered)
+    while failed - held > 1:
+        if holds(probe):
+            held = probe
+        else:
+            failed = probe
+        probe = (held + failed) // 2
+    return Amount(count=held, curve=tuple(sorted(curve.items())))

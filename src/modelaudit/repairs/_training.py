@@ -1,0 +1,270 @@
+"""The training loop that every training repair shares.
+
+Only BatchNorm layers are put in train mode. Dropout stays off: its draws would come from torch's
+global state, which the library neither seeds nor uses, and a repair is short.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from modelaudit.errors import RepairError
+from modelaudit.repairs._augment import Augmentation, augment, choose_augmentation
+from modelaudit.repairs._batchnorm import set_batchnorm_training
+from modelaudit.seeds import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+
+    from modelaudit.repairs.base import RepairContext
+    from modelaudit.repairs.data import RepairData
+    from modelaudit.suspect import Suspect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How a training run moves the weights: stochastic gradient descent with momentum.
+
+    Attributes:
+        epochs: passes over the work images.
+        batch: images per step; all batches of an epoch have nearly the same size.
+        rate: learning rate, not negative, after a fraction of the run in [0, 1).
+        momentum: of SGD.
+        weight_decay: of SGD.
+        is_nesterov: whether the momentum is Nesterov's.
+        is_shuffled: whether every epoch has an order of its own.
+    """
+
+    epochs: int
+    batch: int
+    rate: Callable[[float], float]
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    is_nesterov: bool = False
+    is_shuffled: bool = True
+
+
+def cosine(peak: float) -> Callable[[float], float]:
+    """Return half a cosine from `peak` down to 0."""
+    return lambda fraction: 0.5 * peak * (1.0 + math.cos(math.pi * fraction))
+
+
+def constant(rate: float) -> Callable[[float], float]:
+    """Return the same rate at all times."""
+    return lambda _: rate
+
+
+class Objective:
+    """Cross-entropy of the clean forward pass; subclasses add what their method adds.
+
+    Args:
+        model: the copy that is trained.
+        dtype: of convolutions and matrix products; None for float32.
+    """
+
+    def __init__(self, model: Suspect, *, dtype: torch.dtype | None) -> None:
+        self.model = model
+        self.dtype = dtype
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch, a scalar with its graph.
+
+        Args:
+            images: ``(N, C, H, W)`` in [0, 1], augmented.
+            labels: ``(N,)`` int64, on the model's device.
+        """
+        return F.cross_entropy(self.logits(images), labels)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits, convolutions in `dtype`, the rest in float32."""
+        with self.model.autocast(self.dtype):
+            return self.model.logits(images)
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of what is trained."""
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Act on the weights after every step, as masks of pruned neurons do."""
+
+    def after_epoch(self) -> None:
+        """Adapt to what the epoch has shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingLog:
+    """What a run did.
+
+    Attributes:
+        losses: mean loss of each epoch.
+        accuracies: accuracy over the validation images before the run and after each epoch; empty
+            where no epoch is chosen.
+        kept: epoch whose weights the model has now, counted from 1.
+    """
+
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    kept: int
+
+
+def latest_within(drop: float, *, before: float | None = None) -> Callable[[Sequence[float]], int]:
+    """Return the rule that keeps the latest epoch whose accuracy drop is within `drop`.
+
+    The most accurate epoch would be the wrong one: a repair costs accuracy at first, and the
+    backdoor leaves with time. Where no epoch is within the budget the most accurate one is kept,
+    the latest of equals.
+
+    Args:
+        drop: the budget.
+        before: accuracy that the drop is counted from; that before the run if None.
+    """
+
+    def choose(accuracies: Sequence[float]) -> int:
+        after = range(1, len(accuracies))
+        floor = (accuracies[0] if before is None else before) - drop
+        # Accuracies are quotients of counts; the budget must not fall to their rounding.
+        within = [e for e in after if accuracies[e] >= floor - 1e-9]
+        return within[-1] if within else max(after, key=lambda e: (accuracies[e], e))
+
+    return choose
+
+
+def train(
+    model: Suspect,
+    data: RepairData,
+    context: RepairContext,
+    *,
+    schedule: Schedule,
+    objective: Objective,
+    augmentation: Augmentation,
+    draws: torch.Generator,
+    name: str,
+    keep: Callable[[Sequence[float]], int] | None,
+    trained: Sequence[Tensor] | None = None,
+    is_batchnorm_frozen: bool = False,
+) -> TrainingLog:
+    """Train ``model.module`` in place and leave it in eval mode with the weights of one epoch.
+
+    Args:
+        model: a copy that belongs to the repair.
+        data: `work` is trained on, `validation` chooses the epoch.
+        context: gives progress and the batch size of validation.
+        schedule: how the weights move.
+        objective: what is minimised.
+        augmentation: of the work images.
+        draws: CPU generator of order, crops and mirror images.
+        name: of the progress task, which gets one unit per epoch.
+        keep: index of the epoch to keep, from the accuracies before the run and after each epoch;
+            None keeps the last and looks at no validation image.
+        trained: tensors that the optimiser moves; every parameter of the module if None.
+        is_batchnorm_frozen: whether BatchNorm layers use and keep their running statistics.
+
+    Raises:
+        RepairError: the loss is not finite.
+    """
+    module = model.module.to(memory_format=torch.channels_last)
+    labels = data.labels.to(model.device)
+    optimiser = torch.optim.SGD(
+        list(module.parameters() if trained is None else trained),
+        lr=schedule.rate(0.0),
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+        nesterov=schedule.is_nesterov,
+    )
+    steps = max(1, math.ceil(len(data.work) / schedule.batch))
+    accuracies = [] if keep is None else [validation_accuracy(model, data, context)]
+    losses: list[float] = []
+    kept = schedule.epochs
+    kept_state: dict[str, Tensor] = {}
+    with context.progress.task(name, schedule.epochs) as task:
+        for epoch in range(schedule.epochs):
+            set_batchnorm_training(module, is_training=not is_batchnorm_frozen)
+            order = data.work
+            if schedule.is_shuffled:
+                order = order[torch.randperm(len(order), generator=draws)]
+            total = torch.zeros((), device=model.device)
+            for step, rows in enumerate(order.tensor_split(steps)):
+                for group in optimiser.param_groups:
+                    group["lr"] = schedule.rate((epoch + step / steps) / schedule.epochs)
+                batch = augment(data.images[rows], augmentation, generator=draws)
+                loss = objective.loss(batch, labels[rows.to(labels.device)])
+                optimiser.zero_grad(set_to_none=True)
+                objective.backward(loss)
+                optimiser.step()
+                objective.after_step(optimiser)
+                total += loss.detach()
+            set_batchnorm_training(module, is_training=False)
+            losses.append(float(total) / steps)
+            if not math.isfinite(losses[-1]):
+                raise RepairError(
+                    f"expected a finite loss, it was {losses[-1]!r} in epoch {epoch + 1}; lower "
+                    "learning_rate"
+                )
+            objective.after_epoch()
+            if keep is not None:
+                accuracies.append(validation_accuracy(model, data, context))
+                if keep(accuracies) == epoch + 1:
+                    kept, kept_state = epoch + 1, _state(module)
+            task.advance()
+    if keep is not None and kept != schedule.epochs:
+        module.load_state_dict(kept_state)
+    for parameter in module.parameters():
+        parameter.grad = None
+    module.to(memory_format=torch.contiguous_format)
+    return TrainingLog(losses=tuple(losses), accuracies=tuple(accuracies), kept=kept)
+
+
+def augmentation_for(
+    model: Suspect,
+    data: RepairData,
+    context: RepairContext,
+    *,
+    crop: bool | None,
+    flip: bool | None,
+) -> Augmentation:
+    """Return the augmentation that a configuration asks for, or that the model was trained with."""
+    return choose_augmentation(
+        model,
+        data.images[data.validation],
+        data.labels[data.validation],
+        crop=crop,
+        flip=flip,
+        generator=generator(context.seed, "repair", "augmentation"),
+        batch_size=context.batch_size,
+    )
+
+
+def validation_accuracy(model: Suspect, data: RepairData, context: RepairContext) -> float:
+    """Return the share of the validation images that get their label, in float32."""
+    predictions = model.predict(data.images[data.validation], batch_size=context.batch_size)
+    right = (predictions == data.labels[data.validation].cpu()).double()
+    return float(right.mean())
+
+
+def freeze(module: nn.Module, prefixes: Sequence[str]) -> None:
+    """Take the parameters whose names begin with one of `prefixes` out of training.
+
+    Raises:
+        RepairError: a prefix fits no parameter, or nothing is left to train.
+    """
+    for prefix in prefixes:
+        found = [p for name, p in module.named_parameters() if name.startswith(prefix)]
+        if not found:
+            raise RepairError(
+                f"expected parameters whose names begin with {prefix!r}, the model has none"
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise RepairError("expected parameters to train, all of them are frozen; shorten frozen")
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}

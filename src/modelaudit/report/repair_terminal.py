@@ -1,0 +1,235 @@
+"""The report of a repair as something to look at: what was tried, what it cost, what it changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from modelaudit.repair_results import RepairOutcome
+from modelaudit.report import words
+from modelaudit.report.layout import (
+    framed,
+    number,
+    page_width,
+    plain_table,
+    section,
+    set_page,
+)
+from modelaudit.report.symbols import Symbols
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from modelaudit.repair_results import (
+        Effect,
+        Measurements,
+        RepairAttempt,
+        RepairReport,
+        ScanSummary,
+    )
+    from modelaudit.results import ScannerResult
+
+_STYLES = {
+    RepairOutcome.REPAIRED: "green",
+    RepairOutcome.NOT_NEEDED: "green",
+    RepairOutcome.PLANNED: "cyan",
+    RepairOutcome.STILL_BACKDOORED: "red",
+    RepairOutcome.REFUSED: "red",
+    RepairOutcome.INCONCLUSIVE: "yellow",
+    RepairOutcome.NOT_WRITTEN: "yellow",
+}
+_HEADLINES = {
+    RepairOutcome.REPAIRED: "a repaired model was written; its re-scan is clean",
+    RepairOutcome.NOT_NEEDED: "the scan is clean; nothing was written",
+    RepairOutcome.PLANNED: "dry run; nothing was written",
+    RepairOutcome.STILL_BACKDOORED: "a model was written; it still shows a backdoor",
+    RepairOutcome.INCONCLUSIVE: "a model was written; its re-scan reaches no verdict",
+    RepairOutcome.NOT_WRITTEN: "nothing was written",
+    RepairOutcome.REFUSED: "the file was refused; nothing in it was executed",
+    RepairOutcome.UNREADABLE: "the checkpoint or the clean set could not be used",
+    RepairOutcome.USAGE: "the request was not understood",
+    RepairOutcome.ERROR: "modelaudit failed; nothing was written",
+    RepairOutcome.INTERRUPTED: "the repair was stopped; nothing was written",
+}
+#: What a clean re-scan is worth; said wherever one is reported.
+MEANING = (
+    "this is what was measured on clean images, not a proof that no backdoor is left in the model"
+)
+_MAX_LAYERS = 12
+
+
+def render_repair(
+    report: RepairReport, *, width: int = 80, has_color: bool = False, encoding: str = "utf-8"
+) -> str:
+    """Return the whole report as text.
+
+    Args:
+        report: any report, also one of a repair that failed.
+        width: columns of the page, brought into 80 to 120.
+        has_color: whether to write ANSI colours.
+        encoding: of the stream that the text goes to; without block characters it gets ASCII.
+    """
+    symbols = Symbols.for_encoding(encoding)
+    return set_page(
+        _parts(report, symbols), width=page_width(width), has_color=has_color, encoding=encoding
+    )
+
+
+def short_outcome(report: RepairReport) -> str:
+    """Return the outcome in one line, for stdout when the report goes to a file."""
+    reason = f": {words.sentence(report.reason)}" if report.reason else ""
+    return f"{report.outcome.upper()}{reason}\n"
+
+
+def _parts(report: RepairReport, symbols: Symbols) -> Iterator[RenderableType]:
+    yield _headline(report, symbols)
+    if report.attempts:
+        yield section("What was tried", _attempts(report))
+    chosen = report.chosen
+    if chosen is not None:
+        if report.before is not None and chosen.after is not None:
+            yield section("Scanners before and after", _scanners(report.before, chosen.after))
+        if chosen.effects:
+            yield section("What was found before, tried on both models", _effects(chosen.effects))
+        if chosen.pruned:
+            yield section(f"Pruned neurons ({chosen.pruned_neurons})", *_pruned(chosen))
+    notes = [f"{a.id}: {note}" for a in report.attempts for note in a.notes] + [*report.notes]
+    if notes:
+        unique = list(dict.fromkeys(notes))
+        yield section("Notes", *(Text(f"- {words.sentence(note)}") for note in unique))
+    yield section("", _facts(report))
+    if report.next_step:
+        yield Text()
+        yield Text.assemble((f"{symbols.arrow} next: ", "bold"), words.sentence(report.next_step))
+
+
+def _headline(report: RepairReport, symbols: Symbols) -> RenderableType:
+    body = Text(_HEADLINES[report.outcome], style="bold")
+    if report.reason:
+        body.append(f"\n{words.sentence(report.reason)}", style="not bold")
+    if report.outcome is RepairOutcome.REPAIRED:
+        body.append(f"\n{MEANING}", style="not bold")
+    title = report.outcome.upper().replace("_", " ")
+    style = _STYLES.get(report.outcome, "magenta")
+    return framed(body, title=title, style=style, symbols=symbols)
+
+
+def _attempts(report: RepairReport) -> Table:
+    table = plain_table(
+        "repair", "accuracy before", "after", "agree", "pruned", "re-scan", "passes", "s"
+    )
+    for index in (3, 4, 6, 7):
+        table.columns[index].justify = "right"
+    for attempt in report.attempts:
+        name = Text(words.safe(attempt.id, 40), style="bold" if attempt.is_chosen else "")
+        if attempt.failure:
+            table.add_row(name, Text(words.sentence(attempt.failure)))
+            continue
+        before, after, agreement = _accuracies(attempt.proof)
+        verdict = "not run" if attempt.after is None else str(attempt.after.verdict.verdict)
+        cost = attempt.cost
+        table.add_row(
+            name,
+            before,
+            after,
+            agreement,
+            f"{attempt.pruned_neurons:,}",
+            verdict,
+            f"{cost.forward + cost.forward_backward:,}",
+            f"{cost.seconds:.1f}",
+        )
+    return table
+
+
+def _accuracies(proof: Measurements | None) -> tuple[str, str, str]:
+    if proof is None:
+        return "-", "-", "-"
+    return (
+        _share(proof.accuracy_before, proof.interval_before),
+        _share(proof.accuracy_after, proof.interval_after),
+        f"{proof.agreement:.1%}",
+    )
+
+
+def _share(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None or interval is None:
+        return "-"
+    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def _scanners(before: ScanSummary, after: ScanSummary) -> Table:
+    table = plain_table("scanner", "before", "score", "target", "after", "score", "target")
+    later = {result.id: result for result in after.scanners}
+    for result in before.scanners:
+        table.add_row(
+            Text(words.safe(result.id, 40)), *_cells(result), *_cells(later.get(result.id))
+        )
+    return table
+
+
+def _cells(result: ScannerResult | None) -> tuple[str, str, str]:
+    if result is None:
+        return "not run", "-", "-"
+    targets = ", ".join(str(label) for label in result.target_labels)
+    return str(result.finding), number(result.score), targets or str(result.pattern or "-")
+
+
+def _effects(effects: tuple[Effect, ...]) -> Table:
+    table = plain_table("artefact", "target", "images", "before", "after")
+    for effect in effects:
+        table.add_row(
+            Text(f"{words.safe(effect.scanner, 40)}: {words.sentence(effect.artefact)}"),
+            "y -> another" if effect.target is None else str(effect.target),
+            f"{effect.images:,}",
+            _share(effect.share_before, effect.interval_before),
+            _share(effect.share_after, effect.interval_after),
+        )
+    return table
+
+
+def _pruned(attempt: RepairAttempt) -> Iterator[RenderableType]:
+    for name, channels in attempt.pruned[:_MAX_LAYERS]:
+        listed = ", ".join(str(c) for c in channels[:20])
+        more = f", and {len(channels) - 20} more" if len(channels) > 20 else ""
+        yield Text(f"{words.safe(name)}: {listed}{more}")
+    if len(attempt.pruned) > _MAX_LAYERS:
+        yield Text(f"and {len(attempt.pruned) - _MAX_LAYERS} more layers; the JSON lists them all")
+
+
+def _facts(report: RepairReport) -> Table:
+    table = plain_table()
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    suspect = report.suspect
+    table.add_row("suspect", Text(words.sentence(suspect.path)))
+    if suspect.sha256:
+        table.add_row("SHA-256", Text(words.safe(suspect.sha256)))
+    written = report.written
+    if written is not None:
+        size = words.bytes_text(written.size)
+        table.add_row(
+            "written",
+            Text(", ".join((words.sentence(written.path), size, written.format))),
+        )
+        table.add_row("SHA-256", Text(written.sha256))
+        for key in written.dropped_keys[:10]:
+            table.add_row("left out", Text(words.safe(key)))
+    table.add_row("clean set", Text(words.sentence(report.clean_set.path)))
+    if report.repair_images:
+        table.add_row(
+            "",
+            f"{report.repair_images:,} images for repairs, {report.proof_images:,} held out for "
+            "the accuracies above",
+        )
+    cost = report.cost
+    table.add_row(
+        "cost",
+        f"{cost.forward:,} image passes forward, {cost.forward_backward:,} forward and backward, "
+        f"{cost.seconds:.1f} s on {words.safe(report.device, 24)}",
+    )
+    table.add_row("settings", f"seed {report.seed}, accuracy budget {report.max_accuracy_drop:.1%}")
+    return table

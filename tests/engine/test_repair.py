@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from modelaudit.checkpoint.write import RECORD_KEY
+from modelaudit.engine import RepairRequest, ScanRequest, repair
+from modelaudit.errors import ConfigError, OutputError, TooFewImagesError
+from modelaudit.progress import NoProgress
+from modelaudit.repair_results import PriorScan, RepairOutcome
+from modelaudit.repairs import Change, Repair, RepairContext, RepairData, prune_mask
+from modelaudit.results import Finding, Pattern, Verdict
+from modelaudit.scanners import CleanImages, Observation, ScanContext
+from modelaudit.suspect import Suspect
+from tests.helpers.engine import (
+    FOLDERS,
+    HALF,
+    SIDE,
+    FakeConfig,
+    install,
+    nothing,
+    scanner_class,
+    trained,
+    write_checkpoint,
+    write_data,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from modelaudit.engine import Repaired
+
+PER_FOLDER = 30
+#: The channel that the fake scanner takes for a backdoor.
+LAYER, CHANNEL = "layer4.0.bn1", 2
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint and a folder that it knows."""
+    root = tmp_path_factory.mktemp("repair")
+    data = write_data(root / "clean", PER_FOLDER)
+    return write_checkpoint(root / "model.pt", trained(PER_FOLDER)), data
+
+
+def request(paths: tuple[Path, Path], **options: Any) -> RepairRequest:
+    scan = ScanRequest(
+        checkpoint=paths[0],
+        data=paths[1],
+        scanners=("watch",),
+        preprocessing=HALF,
+        input_size=SIDE,
+        max_images=options.pop("max_images", 500),
+        budget_seconds=None,
+    )
+    return RepairRequest(scan=scan, **options)
+
+
+def watch(suspect: Suspect, _clean: CleanImages, _context: ScanContext) -> Observation:
+    """Accuse class 1 as long as the channel acts."""
+    if float(suspect.module.get_submodule(LAYER).weight[CHANNEL].detach()) == 0.0:
+        return nothing(suspect, _clean, _context)
+    return Observation(
+        finding=Finding.STRONG,
+        pattern=Pattern.ALL_TO_ONE,
+        target_labels=(1,),
+        score=9.0,
+        threshold=1.0,
+        is_confirmed=True,
+        evidence={"flagged": 1, "push": [[LAYER, CHANNEL, 1e4]]},
+    )
+
+
+def repair_class(
+    id_: str, act: Callable[[Suspect, RepairData], Change], **declared: Any
+) -> type[Repair[FakeConfig]]:
+    """Return a repair that does `act`."""
+
+    def _repair(
+        self: Repair[FakeConfig], model: Suspect, data: RepairData, context: RepairContext
+    ) -> Change:
+        return act(model, data)
+
+    body = {
+        "id": id_,
+        "version": "1",
+        "summary": f"what {id_} does",
+        "reference": "[T00]",
+        "config_type": FakeConfig,
+        "_repair": _repair,
+        **declared,
+    }
+    return type(id_.title(), (Repair,), body)
+
+
+def cut(model: Suspect, _data: RepairData) -> Change:
+    mask = prune_mask(model, [(LAYER, CHANNEL)])
+    mask.apply(model.module)
+    return Change(mask=mask, notes=("cut it out",))
+
+
+def wreck(model: Suspect, _data: RepairData) -> Change:
+    with torch.no_grad():
+        model.module.get_submodule("linear").weight.zero_()
+    return Change()
+
+
+def leave(_model: Suspect, _data: RepairData) -> Change:
+    return Change()
+
+
+@pytest.fixture(autouse=True)
+def _components(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(
+        monkeypatch,
+        scanner_class("watch", watch),
+        repair_class("cut", cut),
+        repair_class("wreck", wreck),
+        repair_class("leave", leave),
+        repair_class("picky", leave, min_images=10**6),
+    )
+
+
+def run(paths: tuple[Path, Path], **options: Any) -> Repaired:
+    return repair(request(paths, **options), progress=NoProgress())
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict[str, Repaired]:
+    """What was repaired already, by method."""
+    return {}
+
+
+@pytest.fixture
+def by_cut(paths: tuple[Path, Path], finished: dict[str, Repaired]) -> Repaired:
+    """The repair that works."""
+    if "cut" not in finished:
+        finished["cut"] = run(paths, method="cut")
+    return finished["cut"]
+
+
+def test_a_named_repair_changes_only_what_it_says(
+    paths: tuple[Path, Path], by_cut: Repaired
+) -> None:
+    done, report = by_cut, by_cut.report
+    assert (report.outcome, report.exit_status) == (RepairOutcome.REPAIRED, 0)
+    assert report.suspect.sha256 == hashlib.sha256(paths[0].read_bytes()).hexdigest()
+    assert report.chosen is not None
+    assert report.chosen.pruned == ((LAYER, (CHANNEL,)),)
+    assert done.tensors is not None
+    old = torch.load(paths[0], weights_only=True)["state_dict"]
+    differing = {n for n, tensor in done.tensors.items() if not torch.equal(tensor, old[n])}
+    assert differing == {f"layer4.0.{name}" for name in ("bn1.weight", "bn1.bias", "conv1.weight")}
+
+
+def test_the_proof_is_on_images_that_the_repair_did_not_get(by_cut: Repaired) -> None:
+    report = by_cut.report
+    assert report.repair_images + report.proof_images == PER_FOLDER * len(FOLDERS)
+    assert report.proof_images == 48
+    assert report.chosen is not None
+    assert report.chosen.proof is not None
+    assert report.chosen.proof.images == 48
+    assert report.chosen.proof.accuracy_before == pytest.approx(44 / 48)
+    assert report.chosen.proof.agreement == pytest.approx(46 / 48)
+
+
+def test_a_larger_folder_gives_repairs_more_images(paths: tuple[Path, Path]) -> None:
+    small = run(paths, method="cut", max_images=100, max_repair_images=100).report
+    large = run(paths, method="cut", max_images=100, max_repair_images=110).report
+    assert small.repair_images + small.proof_images == 100
+    assert large.repair_images + large.proof_images == 110
+    assert large.repair_images > small.repair_images
+
+
+def test_a_repair_over_its_budget_gives_no_model(paths: tuple[Path, Path]) -> None:
+    done = run(paths, method="wreck")
+    assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.NOT_WRITTEN, 5)
+    assert done.tensors is None
+    assert "are allowed" in done.report.reason
+    with pytest.raises(ConfigError, match="there is no repaired model"):
+        done.module()
+
+
+def test_force_gives_it_all_the_same(paths: tuple[Path, Path]) -> None:
+    done = run(paths, method="wreck", is_forced=True)
+    assert done.tensors is not None
+    assert done.report.exit_status == 1
+    assert "(--force)" in done.report.reason
+
+
+def test_a_repair_without_effect_ends_still_backdoored(paths: tuple[Path, Path]) -> None:
+    done = run(paths, method="leave")
+    assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.STILL_BACKDOORED, 1)
+
+
+def test_an_artefact_that_still_works_outweighs_a_clean_rescan(
+    paths: tuple[Path, Path], by_cut: Repaired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["modelaudit.engine.attempt"]
+    assert by_cut.report.chosen is not None
+    assert by_cut.report.chosen.effects[0].share_after < 0.5
+    real = module.effects
+
+    def stubborn(*arguments: Any, **options: Any) -> Any:
+        return tuple(
+            replace(effect, share_after=1.0, interval_after=(0.9, 1.0))
+            for effect in real(*arguments, **options)
+        )
+
+    monkeypatch.setattr(module, "effects", stubborn)
+    done = run(paths, method="cut")
+    assert done.report.chosen is not None
+    assert done.report.chosen.after is not None
+    assert done.report.chosen.after.verdict.verdict is Verdict.CLEAN
+    assert done.report.outcome is RepairOutcome.STILL_BACKDOORED
+
+
+def test_auto_leaves_a_clean_model_alone(paths: tuple[Path, Path], tmp_path: Path) -> None:
+    net = trained(PER_FOLDER)
+    with torch.no_grad():
+        net.get_submodule(LAYER).weight[CHANNEL] = 0
+    path = write_checkpoint(tmp_path / "clean.pt", net)
+    done = run((path, paths[1]))
+    assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.NOT_NEEDED, 0)
+    assert done.report.attempts == ()
+    assert done.tensors is None
+
+
+def test_auto_goes_on_until_a_rescan_is_clean(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The function of this name hides its module.
+    module = sys.modules["modelaudit.engine.repair"]
+    monkeypatch.setattr(module, "AUTO_TRAIN", ("picky", "wreck", "cut", "leave"))
+    report = run(paths).report
+    assert [a.id for a in report.attempts] == ["picky", "wreck", "cut"]
+    assert [a.is_chosen for a in report.attempts] == [False, False, True]
+    assert "needs 1000000 clean images" in report.attempts[0].failure
+    assert report.outcome is RepairOutcome.REPAIRED
+
+
+def test_auto_without_anything_to_go_by_writes_nothing(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = scanner_class("watch2", nothing, sees_all_to_all=False)
+    install(monkeypatch, blind)
+    wanted = request(paths)
+    wanted = replace(wanted, scan=replace(wanted.scan, scanners=("watch2",)))
+    report = repair(wanted, progress=NoProgress()).report
+    assert (report.outcome, report.exit_status) == (RepairOutcome.NOT_WRITTEN, 5)
+    assert report.reason_code == "MA-R502"
+
+
+def test_a_dry_run_measures_and_keeps_nothing(paths: tuple[Path, Path]) -> None:
+    done = run(paths, method="cut", is_dry_run=True)
+    assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.PLANNED, 0)
+    assert done.tensors is None
+    assert done.report.chosen is not None
+    assert done.report.chosen.pruned_neurons == 1
+    assert done.report.chosen.after is None
+
+
+def test_a_prior_scan_is_taken_only_for_the_same_file_and_images(
+    paths: tuple[Path, Path], by_cut: Repaired
+) -> None:
+    first = by_cut.report
+    assert first.before is not None
+    prior = PriorScan(
+        checkpoint_sha256=first.suspect.sha256,
+        clean_set_sha256=first.clean_set.sha256,
+        summary=first.before,
+    )
+    again = run(paths, method="cut", prior=prior).report
+    assert again.is_before_reused
+    assert again.cost.forward < first.cost.forward + 1
+    for changed in (
+        replace(prior, checkpoint_sha256="0" * 64),
+        replace(prior, clean_set_sha256="0" * 64),
+    ):
+        with pytest.raises(ConfigError, match="--report is of another"):
+            run(paths, method="cut", prior=changed)
+
+
+def test_an_unmet_need_is_said_and_nothing_is_done(paths: tuple[Path, Path]) -> None:
+    report = run(paths, method="picky").report
+    assert (report.reason_code, report.exit_status) == ("MA-R504", 5)
+
+
+def test_too_few_images_are_an_error(paths: tuple[Path, Path]) -> None:
+    with pytest.raises(TooFewImagesError, match="at least 100 clean images, got 10"):
+        run(paths, method="cut", max_images=10)
+
+
+def test_the_file_gives_the_logits_of_the_model(
+    paths: tuple[Path, Path], by_cut: Repaired, tmp_path: Path
+) -> None:
+    done = by_cut
+    file = done.encoded()
+    path = tmp_path / "repaired.safetensors"
+    path.write_bytes(file.data)
+    done.check(path)
+    net = trained(PER_FOLDER)
+    with safe_open(path, "pt") as opened:
+        net.load_state_dict({k: opened.get_tensor(k) for k in opened.keys()}, strict=True)  # noqa: SIM118
+        record = json.loads(opened.metadata()[RECORD_KEY])
+    x = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x), done.module()(x))
+    assert record["method"] == "cut"
+    assert record["input_sha256"] == done.report.suspect.sha256
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(run(paths, method="leave").encoded().data)
+    with pytest.raises(OutputError, match="does not give the repaired model's logits"):
+        done.check(other)
+
+
+def test_the_container_of_the_input_can_be_kept(paths: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run(paths, method="cut", keeps_format=True)
+    file = done.encoded()
+    path = tmp_path / "repaired.pt"
+    path.write_bytes(file.data)
+    done.check(path)
+    document = torch.load(path, weights_only=True)
+    assert document["epoch"] == 3
+    assert document[RECORD_KEY]["pruned_neurons"] == 1
+    assert file.format == "torch-zip"
+
+
+def test_a_pickled_module_is_refused_before_any_work(
+    paths: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "whole.pt"
+    torch.save(trained(PER_FOLDER), path)
+    with pytest.raises(ConfigError, match="--keep-format"):
+        run((path, paths[1]), method="cut", keeps_format=True)
+
+
+def test_the_same_seed_gives_the_same_file(paths: tuple[Path, Path], by_cut: Repaired) -> None:
+    assert run(paths, method="cut").encoded() == by_cut.encoded()

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from modelaudit.errors import ConfigError
+from modelaudit.repair_results import RepairAttempt, RepairOutcome, RepairReport
+from modelaudit.report import dumps
+from modelaudit.report.repair_json import dump_repair, prior_scan, to_repair_document
+from modelaudit.report.repair_terminal import render_repair, short_outcome
+from tests.helpers.repair_reports import all_repair_reports, repaired
+from tests.helpers.reports import all_reports, backdoored
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "schema" / "repair-1.json").read_text(encoding="utf-8"))
+SCAN_SCHEMA = json.loads((ROOT / "docs" / "schema" / "report-1.json").read_text(encoding="utf-8"))
+
+
+def test_there_is_a_report_for_every_outcome() -> None:
+    assert set(all_repair_reports()) == {outcome.value for outcome in RepairOutcome}
+
+
+@pytest.mark.parametrize("name", list(all_repair_reports()))
+def test_every_outcome_fits_the_schema(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(json.loads(dump_repair(all_repair_reports()[name])), SCHEMA)
+
+
+def test_the_schema_lists_the_documents_keys_in_their_order() -> None:
+    document = to_repair_document(repaired())
+    assert list(document) == list(SCHEMA["properties"])
+    assert SCHEMA["required"] == list(document)
+    names = [f.name for f in dataclasses.fields(RepairAttempt)]
+    assert SCHEMA["$defs"]["attempt"]["required"] == [*names, "pruned_neurons"]
+
+
+def test_both_schemas_describe_a_scanner_alike() -> None:
+    assert SCHEMA["$defs"]["scanner"] == SCAN_SCHEMA["$defs"]["scanner"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("exit_code", 1), ("outcome", "safe"), ("proof_images", -1), ("written", {"path": "x"})],
+)
+def test_the_schema_refuses_contradictions(key: str, value: object) -> None:
+    document = json.loads(dump_repair(repaired()))
+    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(document)
+    document[key] = value
+    assert not jsonschema.Draft202012Validator(SCHEMA).is_valid(document)
+
+
+@pytest.mark.parametrize("name", list(all_repair_reports()))
+def test_every_outcome_is_a_page_of_80_columns(name: str) -> None:
+    text = render_repair(all_repair_reports()[name])
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert name.upper().replace("_", " ") in text
+    assert "\x1b" not in text
+    assert render_repair(all_repair_reports()[name], encoding="ascii").isascii()
+
+
+def test_the_page_shows_cost_change_and_file() -> None:
+    text = " ".join(render_repair(repaired(), width=120).split())
+    for fact in (
+        *("93.0%", "92.0%", "98.5%"),
+        *("prune_dde needs a mixture", "layer1.0.bn1: 2, 5", "and 10 more"),
+        *("98.0%", "5.0%", "repaired.safetensors", "scheduler"),
+        *("300 images for repairs, 200 held out", "stopped where accuracy fell"),
+        "not a proof that no backdoor is left",
+    ):
+        assert fact in text
+
+
+def test_a_hostile_name_stays_on_its_line() -> None:
+    hostile = dataclasses.replace(
+        repaired(), suspect=dataclasses.replace(repaired().suspect, path="a\x1b[31m\nREPAIRED")
+    )
+    assert "\x1b" not in render_repair(hostile)
+    assert "\nREPAIRED" not in render_repair(hostile)
+
+
+def test_no_report_says_that_the_backdoor_is_gone() -> None:
+    for report in all_repair_reports().values():
+        text = render_repair(report).lower() + short_outcome(report).lower()
+        assert not re.search(r"\b(gone|safe|removed the backdoor|free of)\b", text)
+
+
+@pytest.mark.parametrize("name", ["clean", "backdoored", "inconclusive"])
+def test_a_scans_report_can_start_a_repair(name: str) -> None:
+    report = all_reports()[name]
+    prior = prior_scan(json.loads(dumps(report)))
+    assert prior.checkpoint_sha256 == report.suspect.sha256
+    assert prior.clean_set_sha256 == report.clean_set.sha256
+    assert prior.summary.verdict.verdict is report.verdict.verdict
+    assert [r.id for r in prior.summary.scanners] == [r.id for r in report.scanners]
+    assert [r.target_labels for r in prior.summary.scanners] == [
+        r.target_labels for r in report.scanners
+    ]
+
+
+def _without(key: str) -> dict[str, Any]:
+    document = json.loads(dumps(backdoored()))
+    del document[key]
+    return document  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        *(None, [], {}, {"verdict": "clean"}),
+        *(_without(key) for key in ("verdict", "suspect", "scanners", "target_labels")),
+        {**json.loads(dumps(backdoored())), "scanners": [{"id": "x"}]},
+        {**json.loads(dumps(backdoored())), "verdict": "refused"},
+        {**json.loads(dumps(backdoored())), "scanners": 5},
+    ],
+)
+def test_anything_else_cannot(document: Any) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        prior_scan(document)
+
+
+def test_the_report_has_one_chosen_attempt() -> None:
+    report: RepairReport = repaired()
+    assert report.chosen is report.attempts[1]
+    assert report.chosen.pruned_neurons == 32
