@@ -110,7 +110,7 @@ def test_a_measured_rate_has_its_interval_and_models() -> None:
 
 def test_an_unmeasured_rate_says_why() -> None:
     matched = words.false_positive_text(clean(combined=COMBINED))
-    assert matched == "false-positive rate not measured (not for this scan and cifar-a)"
+    assert matched == "false-positive rate not measured (cifar-a has none for this scan)"
     borrowed = dataclasses.replace(COMBINED, match=Match.BORROWED)
     assert "cifar-a is of another architecture" in words.false_positive_text(
         clean(combined=borrowed)

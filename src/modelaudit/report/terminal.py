@@ -1,24 +1,22 @@
-"""The report as something to look at: a verdict, the evidence per class, and what it all rests on.
-
-Nothing is parsed as markup: every piece of text is a `rich.text.Text`, and what came from the file
-or the folder is escaped before, so that no class name can move the cursor, set a colour or forge a
-line.
-"""
+"""The report as something to look at: a verdict, the evidence per class, what it all rests on."""
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console, Group
-from rich.padding import Padding
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from modelaudit.report import words
 from modelaudit.report.evidence import evidence_table
+from modelaudit.report.layout import (
+    count,
+    framed,
+    number,
+    page_width,
+    plain_table,
+    section,
+    set_page,
+)
 from modelaudit.report.symbols import Symbols
 from modelaudit.results import Finding, Verdict
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from rich.console import RenderableType
+    from rich.table import Table
 
     from modelaudit.results import Choice, Cost, ScanReport
 
@@ -41,8 +40,6 @@ _FINDING_STYLES = {
     Finding.STRONG: "bold red",
     Finding.NO_POWER: "dim",
 }
-#: Bounds of the page: narrower cannot hold a SHA-256, wider is hard to read.
-MIN_WIDTH, MAX_WIDTH = 80, 120
 
 
 def render(
@@ -59,52 +56,34 @@ def render(
     Returns:
         Lines of at most `width` columns, each ended by a newline, none with trailing spaces.
     """
-    width = max(MIN_WIDTH, min(width, MAX_WIDTH))
+    width = page_width(width)
     symbols = Symbols.for_encoding(encoding)
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=width,
-        force_terminal=has_color,
-        color_system="standard" if has_color else None,
-        no_color=not has_color,
-        legacy_windows=False,
-        markup=False,
-        emoji=False,
-        highlight=False,
+    return set_page(
+        _parts(report, symbols, width), width=width, has_color=has_color, encoding=encoding
     )
-    console.print(Group(*_parts(report, symbols, width)))
-    text = buffer.getvalue()
-    text = text.encode(encoding, "replace").decode(encoding)
-    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 def _parts(report: ScanReport, symbols: Symbols, width: int) -> Iterator[RenderableType]:
     yield _headline(report, symbols)
     table = evidence_table(report, symbols, width)
     if table is not None:
-        yield _section("Evidence per class", table)
+        yield section("Evidence per class", table)
     if report.scanners:
-        yield _section("Scanners", _scanner_table(report), *_scanner_notes(report))
+        yield section("Scanners", _scanner_table(report), *_scanner_notes(report))
     if report.skipped or report.failed:
-        yield _section("Skipped or failed", _not_run(report))
+        yield section("Skipped or failed", _not_run(report))
     if report.clean_set.choices:
-        yield _section("How the model was run", _choices(report.clean_set.choices))
+        yield section("How the model was run", _choices(report.clean_set.choices))
     if report.static_findings:
-        yield _section("In the file (nothing was executed)", _static_findings(report))
-    yield _section("", _facts(report))
+        yield section("In the file (nothing was executed)", _static_findings(report))
+    yield section("", _facts(report))
     if report.notes:
-        yield _section("Notes", *(Text(f"- {words.sentence(note)}") for note in report.notes))
+        yield section("Notes", *(Text(f"- {words.sentence(note)}") for note in report.notes))
     if report.verdict.next_step:
         yield Text()
         yield Text.assemble(
             (f"{symbols.arrow} next: ", "bold"), words.sentence(report.verdict.next_step)
         )
-
-
-def _section(title: str, *parts: RenderableType) -> RenderableType:
-    heading = [Text(title, style="bold")] if title else []
-    return Group(Text(), *heading, Padding(Group(*parts), (0, 0, 0, 1)))
 
 
 def _headline(report: ScanReport, symbols: Symbols) -> RenderableType:
@@ -117,37 +96,11 @@ def _headline(report: ScanReport, symbols: Symbols) -> RenderableType:
         body.append(f"\n{words.CLEAN_MEANING}", style="not bold")
     if record.verdict in (Verdict.CLEAN, Verdict.BACKDOORED):
         body.append(f"\n{words.false_positive_text(report)}", style="not bold dim")
-    return Panel(
-        body,
-        title=Text(f" {record.verdict.upper()} ", style=f"bold {style} reverse"),
-        title_align="left",
-        border_style=style,
-        box=box.ROUNDED if symbols.has_blocks else box.ASCII,
-        padding=(0, 1),
-    )
-
-
-def _plain_table(*columns: str) -> Table:
-    table = Table(box=None, show_header=bool(columns), header_style="dim", pad_edge=False)
-    for column in columns:
-        table.add_column(Text(column))
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _count(value: int) -> str:
-    if value < 10_000:
-        return f"{value:,}"
-    return f"{value / 1000:,.1f}k" if value < 1_000_000 else f"{value / 1e6:,.1f}M"
+    return framed(body, title=record.verdict.upper(), style=style, symbols=symbols)
 
 
 def _scanner_table(report: ScanReport) -> Table:
-    table = _plain_table(
-        "scanner", "finding", "score", "threshold", "target", "passes f / f+b", "s"
-    )
+    table = plain_table("scanner", "finding", "score", "threshold", "target", "passes f / f+b", "s")
     for index in (2, 3, 5, 6):
         table.columns[index].justify = "right"
     for result in report.scanners:
@@ -155,10 +108,10 @@ def _scanner_table(report: ScanReport) -> Table:
         table.add_row(
             Text(words.safe(result.id, 24)),
             Text(finding, style=_FINDING_STYLES[result.finding]),
-            Text(_number(result.score)),
-            Text(_number(result.threshold)),
+            Text(number(result.score)),
+            Text(number(result.threshold)),
             Text(words.labels_text(report, result.target_labels) or "-"),
-            Text(f"{_count(result.cost.forward)} / {_count(result.cost.forward_backward)}"),
+            Text(f"{count(result.cost.forward)} / {count(result.cost.forward_backward)}"),
             Text(f"{result.cost.seconds:.1f}"),
         )
     return table
@@ -185,7 +138,7 @@ def _scanner_notes(report: ScanReport) -> Iterator[Text]:
 
 
 def _not_run(report: ScanReport) -> Table:
-    table = _plain_table()
+    table = plain_table()
     for _ in range(3):
         table.add_column()
     for skipped in report.skipped:
@@ -204,7 +157,7 @@ def _not_run(report: ScanReport) -> Table:
 
 
 def _choices(choices: Iterable[Choice]) -> Table:
-    table = _plain_table()
+    table = plain_table()
     for _ in range(3):
         table.add_column()
     for choice in choices:
@@ -220,7 +173,7 @@ def _choices(choices: Iterable[Choice]) -> Table:
 
 
 def _static_findings(report: ScanReport) -> Table:
-    table = _plain_table()
+    table = plain_table()
     for _ in range(2):
         table.add_column()
     for finding in report.static_findings:
@@ -234,7 +187,7 @@ def _static_findings(report: ScanReport) -> Table:
 
 def _facts(report: ScanReport) -> Table:
     """Return what was scanned, with what, and what it cost."""
-    table = _plain_table()
+    table = plain_table()
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     suspect = report.suspect

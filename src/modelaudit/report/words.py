@@ -107,7 +107,7 @@ def _why_unmeasured(report: ScanReport) -> str:
     name = safe(combined.population, 40)
     if combined.match is Match.BORROWED:
         return f"{name} is of another architecture"
-    return f"not for this scan and {name}"
+    return f"{name} has none for this scan"
 
 
 def combined_text(report: ScanReport) -> str | None:
