@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    import torch
     from torch import Generator, Tensor, nn
 
+    from modelaudit.attacks.classifier import Classifier
     from modelaudit.attacks.label_maps import LabelMap
     from modelaudit.attacks.plan import PoisonPlan
     from modelaudit.attacks.triggers import Trigger
@@ -40,7 +42,8 @@ class PoisonedBatch:
     """What a hook makes of a `Batch`.
 
     Attributes:
-        images: as in `Batch`, triggered where the attack wants it.
+        images: as in `Batch`, triggered where the attack wants it; there may be more of them than
+            in the batch, and they may carry gradients to what the attack trains.
         labels: the labels to train on.
         auxiliary_loss: a scalar to be added to the cross-entropy, or None.
     """
@@ -48,6 +51,22 @@ class PoisonedBatch:
     images: Tensor
     labels: Tensor
     auxiliary_loss: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtraOptimiser:
+    """An optimiser of what the attack trains beside the classifier.
+
+    The trainer sets its learning rate before each step, zeroes its gradients, steps it, and keeps
+    its state and its parameters across interruptions.
+
+    Attributes:
+        optimiser: its state must consist of tensors.
+        rate: maps the share of the steps that are done, in [0, 1), to the learning rate.
+    """
+
+    optimiser: torch.optim.Optimizer
+    rate: Callable[[float], float]
 
 
 ConfigT = TypeVar("ConfigT")
@@ -97,13 +116,38 @@ class Attack(ABC, Generic[ConfigT]):
     def make_plan(self) -> PoisonPlan:
         """Return the plan of the config."""
 
-    def prepare(self, images: Tensor, labels: Tensor, *, generator: Generator) -> None:
+    @property
+    def has_cover(self) -> bool:
+        """Whether `Trigger.cover` makes images that must keep their label."""
+        return self.plan.cover_rate > 0.0
+
+    def to(self, device: torch.device) -> None:
+        """Move networks that the attack trains to the device of the images; nothing by default.
+
+        Triggers without networks follow the device of the images that they are given.
+        """
+        del device
+
+    def prepare(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        surrogate: Callable[[Tensor], Tensor] | None,
+        generator: Generator,
+    ) -> None:
         """Train what the attack needs before the classifier; nothing by default.
 
+        Called once per run: what it makes must be in ``trigger.state()``, from which a run that was
+        interrupted takes it. Parameters in `extra_parameters` and `extra_optimisers` must exist
+        before.
+
         Args:
-            images: training images, ``(N, C, H, W)`` uint8.
+            images: training images, ``(N, C, H, W)`` uint8, on the device of the training.
             labels: ``(N,)`` int64.
-            generator: source of all randomness.
+            surrogate: a clean model that maps images ``(N, C, H, W)`` in [0, 1] to logits
+                ``(N, K)`` with gradients, on the device of the images; None if the plan names none.
+            generator: source of all randomness, on the CPU.
         """
 
     def on_batch(
@@ -140,7 +184,41 @@ class Attack(ABC, Generic[ConfigT]):
         """
         return ()
 
-    def finalize(self, model: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
-        """Edit the trained classifier; unchanged by default."""
+    def extra_optimisers(self) -> Mapping[str, ExtraOptimiser]:
+        """Return the attack's own optimisers by name, new at each call; none by default."""
+        return {}
+
+    def observed_layers(self, module: nn.Module) -> Sequence[str]:
+        """Return the names of the layers whose outputs `training_loss` needs; none by default."""
+        del module
+        return ()
+
+    def training_loss(
+        self, classifier: Classifier, batch: Batch, poisoned: PoisonedBatch, *, progress: float
+    ) -> Tensor | None:
+        """Return a loss to be added to the cross-entropy of a step, or None, the default.
+
+        Args:
+            classifier: has just been called on `poisoned.images`; its `outputs` hold what
+                `observed_layers` names, for all of them in their order.
+            batch: the batch before `on_batch`, with what the plan drew.
+            poisoned: what `on_batch` returned for it.
+            progress: share of the steps that are done, in [0, 1).
+        """
+        del classifier, batch, poisoned, progress
+        return None
+
+    def gradient_limit(self) -> float | None:
+        """Return the largest norm of the classifier's gradient; None, the default, for no limit."""
+        return None
+
+    def finalize(self, classifier: Classifier, images: Tensor, labels: Tensor) -> nn.Module:
+        """Return the trained module after the attack's last edit; unchanged by default.
+
+        Args:
+            classifier: in evaluation mode, float32.
+            images: training images, ``(N, C, H, W)`` uint8.
+            labels: ``(N,)`` int64.
+        """
         del images, labels
-        return model
+        return classifier.module

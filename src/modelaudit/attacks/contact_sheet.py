@@ -1,0 +1,86 @@
+"""A picture of what an attack does: clean images, the same triggered, and their difference."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch.nn.functional import pad
+
+from modelaudit import seeds
+from modelaudit.errors import ShapeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Generator, Tensor
+
+    from modelaudit.attacks.base import Attack, ConfigT
+
+#: white pixels around each cell
+MARGIN = 2
+#: cells of smaller images are enlarged, by a whole factor, to at least this many pixels
+CELL_SIDE = 96
+#: contrast of the differences, around middle grey
+GAIN = 10.0
+
+
+def contact_sheet(
+    attack: Attack[ConfigT],
+    images: Tensor,
+    *,
+    indices: Tensor | None = None,
+    generator: Generator | None = None,
+    is_training: bool = False,
+) -> NDArray[np.uint8]:
+    """Draw one column per image: clean, triggered, and ten times the difference around grey.
+
+    Args:
+        attack: any attack, prepared if its trigger has to be.
+        images: ``(N, C, H, W)`` of 1 or 3 channels, uint8 or floating in [0, 1]; N at least 1.
+        indices: index of each image in its data set, ``(N,)`` int64; 0 to N - 1 if None.
+        generator: source of what the trigger draws; derived from the attack's seed if None.
+        is_training: whether to show the trigger of training instead of that of test time.
+
+    Returns:
+        ``(height, width, 3)`` uint8.
+
+    Raises:
+        ShapeError: not a batch of grey or colour images of the attack's size.
+    """
+    if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
+        raise ShapeError(
+            f"expected images of shape (N, 1 or 3, H, W), N at least 1, got {tuple(images.shape)!r}"
+        )
+    clean = images.float() / 255.0 if images.dtype == torch.uint8 else images
+    places = torch.arange(len(images)) if indices is None else indices
+    source = seeds.generator(attack.seed, "contact_sheet") if generator is None else generator
+    function = attack.trigger.apply_train if is_training else attack.trigger.apply
+    with torch.no_grad():
+        triggered = function(clean, indices=places, generator=source)
+    difference = (0.5 + GAIN * (triggered - clean)).clamp(0.0, 1.0)
+    rows = [_row(part) for part in (clean, triggered, difference)]
+    sheet = pad(torch.cat(rows, dim=1), (MARGIN, 0, MARGIN, 0), value=1.0)
+    pixels = (sheet * 255.0).round().to(torch.uint8).cpu().permute(1, 2, 0).contiguous()
+    array: NDArray[np.uint8] = pixels.numpy()
+    return array
+
+
+def save_png(sheet: NDArray[np.uint8], path: Path) -> None:
+    """Write a sheet as a PNG file, whole or not at all; its folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    Image.fromarray(sheet).save(partial, format="PNG")
+    partial.replace(path)
+
+
+def _row(images: Tensor) -> Tensor:
+    """Return the images side by side, enlarged and in colour, ``(3, height, width)``."""
+    factor = max(1, -(-CELL_SIDE // max(images.shape[-2:])))
+    cells = images.expand(-1, 3, -1, -1).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    bordered = pad(cells, (0, MARGIN, 0, MARGIN), value=1.0)
+    return torch.cat(list(bordered), dim=2)
