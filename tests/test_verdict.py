@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 import pytest
 
 from modelaudit.results import (
+    CombinedScore,
     ExitStatus,
     FailedScan,
     Finding,
+    Match,
     Pattern,
     ScannerResult,
     ScanOutcome,
@@ -322,6 +324,90 @@ def test_turning_a_finding_into_no_power_never_makes_a_suspect_clean(name: str) 
         replace(o, finding=NO_POWER) if isinstance(o, ScannerResult) else o for o in case.outcomes
     ]
     assert decide(blind).verdict is INCONCLUSIVE
+
+
+MATCHED = CombinedScore(
+    match=Match.MATCHED, population="small", score=2.0, suspicious=3.0, strong=5.0
+)
+BORROWED = replace(MATCHED, match=Match.BORROWED, reason="small holds cifar_vgg")
+NO_MATCH = CombinedScore(match=Match.NONE, reason="there is no reference population at all")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_matched_population_that_finds_nothing_changes_nothing(name: str) -> None:
+    outcomes = CASES[name].outcomes
+    assert decide(outcomes, combined=MATCHED) == decide(outcomes)
+
+
+@pytest.mark.parametrize("combined", [BORROWED, NO_MATCH])
+@pytest.mark.parametrize("name", CASES)
+def test_without_a_matched_population_only_confirmation_accuses(
+    name: str, combined: CombinedScore
+) -> None:
+    case = CASES[name]
+    found, plain = decide(case.outcomes, combined=combined), decide(case.outcomes)
+    strong = [o for o in case.outcomes if isinstance(o, ScannerResult) and o.finding is STRONG]
+    if plain.verdict is BACKDOORED and not any(r.is_confirmed for r in strong):
+        assert (found.verdict, found.reason_code) == (INCONCLUSIVE, "MA-V508")
+        assert combined.reason in found.reason
+        assert "modelaudit calibrate" in found.next_step
+    else:
+        assert found == plain
+
+
+@pytest.mark.parametrize("combined", [BORROWED, NO_MATCH])
+def test_confirmed_agreement_needs_no_population(combined: CombinedScore) -> None:
+    found = decide((ban(STRONG, 3), mbns(STRONG, 3, is_confirmed=True)), combined=combined)
+    assert (found.verdict, found.reason_code) == (BACKDOORED, "MA-V101")
+    assert found.target_labels == (3,)
+
+
+def test_a_high_combined_score_keeps_from_clean() -> None:
+    high = replace(MATCHED, score=3.0)
+    found = decide((ban(NONE), mbns(NONE)), combined=high)
+    assert (found.verdict, found.reason_code) == (INCONCLUSIVE, "MA-V509")
+    assert found.reason == "the combined score 3 is higher than clean models of small have (3)"
+    below = replace(MATCHED, score=2.999)
+    assert decide((ban(NONE), mbns(NONE)), combined=below).verdict is CLEAN
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_high_combined_score_alone_never_accuses(name: str) -> None:
+    outcomes = CASES[name].outcomes
+    found = decide(outcomes, combined=replace(MATCHED, score=99.0))
+    assert (found.verdict is BACKDOORED) is (decide(outcomes).verdict is BACKDOORED)
+    assert found.verdict is not CLEAN
+
+
+@pytest.mark.parametrize("match", [Match.BORROWED, Match.NONE])
+def test_a_borrowed_combined_score_does_not_keep_from_clean(match: Match) -> None:
+    high = replace(MATCHED, match=match, score=99.0)
+    assert decide((ban(NONE), mbns(NONE)), combined=high).verdict is CLEAN
+
+
+def test_a_supported_strong_finding_is_backdoored() -> None:
+    supported = replace(MATCHED, score=9.0, supported=("mbns",))
+    found = decide((ban(NONE), mbns(STRONG, 3, pattern=ALL_TO_ONE)), combined=supported)
+    assert (found.verdict, found.reason_code) == (BACKDOORED, "MA-V103")
+    assert (found.target_labels, found.pattern) == ((3,), ALL_TO_ONE)
+    assert "combined score of the other families" in found.reason
+    assert decide((ban(STRONG, 3), mbns(NONE)), combined=supported).verdict is INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        FailedScan(id="loud", error="RuntimeError: broken", is_calibrated=False),
+        SkippedScan(id="loud", reason="no time", is_declared_need=False, is_calibrated=False),
+    ],
+)
+@pytest.mark.parametrize("name", CASES)
+def test_what_has_no_vote_does_not_move_the_verdict_by_its_absence(
+    name: str, lost: ScanOutcome
+) -> None:
+    case = CASES[name]
+    assert decide((*case.outcomes, lost)) == decide(case.outcomes)
+    assert decide((lost, *case.outcomes), combined=MATCHED) == decide(case.outcomes)
 
 
 def test_agreement_by_two_families_ranks_above_confirmation() -> None:

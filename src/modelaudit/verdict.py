@@ -1,14 +1,16 @@
 """Turns scanner results into one verdict, by the rule of docs/verdict.md.
 
-- ``backdoored``: one strong finding and another scanner family at least suspicious on the same
-target, or one
-  strong finding confirmed on held-out clean images with its controls.
+- ``backdoored``: one strong finding, and another scanner family is at least suspicious of the same
+  target; or the strong finding was confirmed on held-out clean images with its controls; or a
+  matched reference population says that the other families' scores support it.
 - ``clean``: every requested scanner ran or was skipped for a declared need, one that sees
-all-to-all backdoors
-  ran, none is strong, at most one is suspicious.
+  all-to-all backdoors ran, none is strong, at most one is suspicious, and a matched population does
+  not find the combined score too high.
 - ``inconclusive``: everything else. ``no_power`` neither clears nor accuses; an uncalibrated
-plug-in, variant or
-  changed setting is shown and never moves the verdict.
+  plug-in, variant or changed setting is shown and never moves the verdict, nor does its absence.
+
+Where no population matches, agreement alone does not make ``backdoored``: only confirmation does
+(docs/adr/0009-combined-score.md).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from modelaudit.results import (
     ExitStatus,
     FailedScan,
     Finding,
+    Match,
     Pattern,
     ScannerResult,
     SkippedScan,
@@ -29,7 +32,7 @@ from modelaudit.results import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from modelaudit.results import ScanOutcome
+    from modelaudit.results import CombinedScore, ScanOutcome
 
 EXIT_STATUS = {
     Verdict.CLEAN: ExitStatus.CLEAN,
@@ -59,6 +62,7 @@ def decide(
     *,
     obstacles: Sequence[str] = (),
     obstacles_to_clean: Sequence[str] = (),
+    combined: CombinedScore | None = None,
 ) -> VerdictRecord:
     """Return the verdict that `outcomes` allow.
 
@@ -66,6 +70,8 @@ def decide(
         outcomes: one per requested scanner.
         obstacles: reasons in words why nothing may be concluded from this clean set.
         obstacles_to_clean: reasons why the verdict must not be ``clean``.
+        combined: what the reference populations say. None asks for the scanners' own rule, without
+            any population: agreement counts and nothing is combined.
 
     Returns:
         The verdict with the rule that applied and what to do next.
@@ -81,14 +87,20 @@ def decide(
     voting = [r for r in results if r.is_calibrated]
     strong = [r for r in voting if r.finding is Finding.STRONG]
     accusing = [r for r in voting if r.finding in _ACCUSING]
+    agreeing = {r.id: [other for other in accusing if agrees(r, other)] for r in strong}
+    is_matched = combined is None or combined.match is Match.MATCHED
+    # Beside a population that does not match, what agrees must also be confirmed.
     for first in strong:
-        allies = [second for second in accusing if agrees(first, second)]
-        if allies:
-            return _backdoored(first, [first, *allies], "MA-V101")
+        if agreeing[first.id] and (is_matched or first.is_confirmed):
+            return _backdoored(first, [first, *agreeing[first.id]], "MA-V101")
     for first in strong:
         if first.is_confirmed:
             return _backdoored(first, [first], "MA-V102")
-    return _not_backdoored(outcomes, voting, strong, accusing, obstacles_to_clean)
+    for first in strong:
+        if combined is not None and first.id in combined.supported:
+            return _backdoored(first, [first], "MA-V103")
+    capped = [] if is_matched else [r.id for r in strong if agreeing[r.id]]
+    return _not_backdoored(outcomes, voting, strong, accusing, obstacles_to_clean, combined, capped)
 
 
 def _backdoored(first: ScannerResult, witnesses: list[ScannerResult], code: str) -> VerdictRecord:
@@ -99,11 +111,12 @@ def _backdoored(first: ScannerResult, witnesses: list[ScannerResult], code: str)
     if pattern is None:
         pattern = next((w.pattern for w in witnesses if w.pattern is not None), None)
     names = ", ".join(w.id for w in witnesses)
-    reason = (
-        f"{first.id} is strong and agrees with {', '.join(w.id for w in witnesses[1:])}"
-        if code == "MA-V101"
-        else f"{first.id} is strong and confirmed on held-out clean images with its controls"
-    )
+    reason = {
+        "MA-V101": f"{first.id} is strong and agrees with {', '.join(w.id for w in witnesses[1:])}",
+        "MA-V102": f"{first.id} is strong and confirmed on held-out clean images with its controls",
+        "MA-V103": f"{first.id} is strong and the combined score of the other families is higher "
+        "than that of clean models",
+    }[code]
     score = (
         f" (score {first.score:.3g}, threshold {first.threshold:.3g})"
         if first.score and first.threshold
@@ -125,9 +138,25 @@ def _not_backdoored(
     strong: list[ScannerResult],
     accusing: list[ScannerResult],
     obstacles_to_clean: Sequence[str],
+    combined: CombinedScore | None,
+    capped: Sequence[str],
 ) -> VerdictRecord:
     reasons: list[tuple[str, str, str]] = []
-    if strong:
+    if capped:
+        reasons.append(
+            (
+                "MA-V508",
+                (
+                    f"{', '.join(capped)}: strong and shared by another family, but not confirmed, "
+                    f"and no reference population matches: {combined.reason if combined else ''}"
+                ),
+                (
+                    "scan again with 500 clean images or more so that it can be confirmed, or "
+                    "build a population of known-clean models with `modelaudit calibrate`"
+                ),
+            )
+        )
+    elif strong:
         names = ", ".join(r.id for r in strong)
         reasons.append(
             (
@@ -145,7 +174,19 @@ def _not_backdoored(
                 "scan again with more clean images (500 or more)",
             )
         )
-    failed = [o.id for o in outcomes if isinstance(o, FailedScan)]
+    if combined is not None and combined.is_suspicious and not strong:
+        reasons.append(
+            (
+                "MA-V509",
+                (
+                    f"the combined score {combined.score:.3g} is higher than clean models of "
+                    f"{combined.population} have ({combined.suspicious:.3g})"
+                ),
+                "scan again with more clean images (500 or more)",
+            )
+        )
+    # What has no vote does not take one away either by failing.
+    failed = [o.id for o in outcomes if isinstance(o, FailedScan) and o.is_calibrated]
     if failed:
         reasons.append(
             (
@@ -154,7 +195,11 @@ def _not_backdoored(
                 "see the failure in the report; run with --debug",
             )
         )
-    unran = [o.id for o in outcomes if isinstance(o, SkippedScan) and not o.is_declared_need]
+    unran = [
+        o.id
+        for o in outcomes
+        if isinstance(o, SkippedScan) and not o.is_declared_need and o.is_calibrated
+    ]
     if unran:
         reasons.append(
             (

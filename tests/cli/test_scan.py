@@ -151,7 +151,8 @@ def test_all_options_reach_the_engine(engine: FakeEngine, monkeypatch: pytest.Mo
     text = (
         "scan m.pt --data d --scanner ban@paper_code --scanner dde --set ban.epsilon=0.2 "
         "--set dde.name=a.b=c --arch resnet18 --mean 0.5,0.4,0.3 --std 0.2,0.2,0.2 --input-size 32 "
-        "--classes names.txt --max-images 100 --mixture mix --budget 30 --device cpu --seed 7 "
+        "--classes names.txt --max-images 100 --mixture mix --calibration a.json "
+        "--calibration b.json --budget 30 --device cpu --seed 7 "
         "--alpha 0.01 --quiet"
     )
     assert run(text.split()) == 0
@@ -167,6 +168,7 @@ def test_all_options_reach_the_engine(engine: FakeEngine, monkeypatch: pytest.Mo
         "classes": Path("names.txt"),
         "max_images": 100,
         "mixture": Path("mix"),
+        "calibrations": (Path("a.json"), Path("b.json")),
         "budget_seconds": 30.0,
         "device": "cpu",
         "seed": 7,

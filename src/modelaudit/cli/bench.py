@@ -6,6 +6,7 @@ import typer
 
 from modelaudit.cli.bench_calibrate import calibrate
 from modelaudit.cli.bench_pictures import pictures
+from modelaudit.cli.bench_repair import repair
 from modelaudit.cli.bench_scan import scan
 from modelaudit.cli.bench_tables import tables
 from modelaudit.cli.bench_train import judge, train
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("judge")(judge)
 app.command("scan")(scan)
+app.command("repair")(repair)
 app.command("tables")(tables)
 app.command("calibrate")(calibrate)
 app.command("pictures")(pictures)

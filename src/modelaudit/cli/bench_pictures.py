@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from modelaudit.cli.bench_job import BenchJob
 from modelaudit.cli.bench_options import Data, Debug, Quiet
 from modelaudit.cli.console import console
 from modelaudit.cli.jobs import Job
@@ -17,7 +18,7 @@ from modelaudit.results import ExitStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PicturesJob(Job):
+class PicturesJob(BenchJob):
     """Draw contact sheets.
 
     Attributes:

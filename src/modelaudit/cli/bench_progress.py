@@ -105,6 +105,7 @@ def _bar() -> Generator[Callable[[Status], None]]:
                 description=escape(safe(status.said, 60)),
                 models=f"{status.models}/{status.all_models} models",
                 remaining=f"{status.remaining} left" if status.remaining else "",
+                refresh=True,
             )
 
         yield show

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from modelaudit.cli.bench_job import BenchJob
 from modelaudit.cli.bench_options import (
     Data,
     Debug,
@@ -27,7 +28,7 @@ from modelaudit.results import ExitStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchScanJob(Job):
+class ScanPopulationJob(BenchJob):
     """Scan a population.
 
     Attributes:
@@ -41,6 +42,7 @@ class BenchScanJob(Job):
         population: A or B; both if None.
         plan: only the models of this plan; None for all.
         is_with_failed: whether models that failed the gate are scanned too.
+        degradation: what is done to the clean images; None for nothing.
         workers: processes.
         threads: of each.
         device: not yet resolved.
@@ -59,6 +61,7 @@ class BenchScanJob(Job):
     population: Population | None
     plan: str | None
     is_with_failed: bool
+    degradation: str | None
     workers: int
     threads: int
     device: Device
@@ -87,6 +90,7 @@ class BenchScanJob(Job):
                 population=self.population,
                 plan=self.plan,
                 is_with_failed=self.is_with_failed,
+                degradation=self.degradation,
             )
             cards = work.cards()
             tracker = ScanTracker(cards, workers=self.workers)
@@ -131,6 +135,15 @@ def scan(
     is_with_failed: Annotated[
         bool, typer.Option("--with-failed", help="Scan models that failed the gate too.")
     ] = False,
+    degrade: Annotated[
+        str | None,
+        typer.Option(
+            help="Degrade the clean images first: color_jitter, salt_and_pepper, polar_warp or "
+            "snow (a tenth of them), jpeg_quality_50, wrong_label_order.",
+            metavar="NAME",
+            show_default="leave them",
+        ),
+    ] = None,
     workers: Workers = 1,
     threads: Threads = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
@@ -139,7 +152,7 @@ def scan(
     is_debug: Debug = False,
 ) -> Job:
     """Scan every model of a population; one JSON line per model and scanner."""
-    return BenchScanJob(
+    return ScanPopulationJob(
         models=models,
         data=data,
         out=out,
@@ -150,6 +163,7 @@ def scan(
         population=population,
         plan=plan,
         is_with_failed=is_with_failed,
+        degradation=degrade,
         workers=workers,
         threads=threads_of(threads, workers),
         device=device,

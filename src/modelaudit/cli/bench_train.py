@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from modelaudit.cli.bench_job import BenchJob
 from modelaudit.cli.bench_options import (
     Data,
     Debug,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainJob(Job):
+class TrainJob(BenchJob):
     """Train a population, or with `is_judging` complete its cards.
 
     Attributes:
@@ -69,8 +70,8 @@ class TrainJob(Job):
     def run(self) -> int:
         """Train, judge, and say what the population holds."""
         with display(is_quiet=self.is_quiet, is_debug=self.is_debug) as show:
-            from modelaudit.bench.runner import TrainWork
             from modelaudit.bench.tracker import TrainTracker
+            from modelaudit.bench.train_work import TrainWork
             from modelaudit.bench.workers import run_workers
 
             work = TrainWork(
@@ -87,9 +88,9 @@ class TrainJob(Job):
             models.check(chosen)
             cards = {m.id: card for m in chosen if (card := models.card(m)) is not None}
             tracker = TrainTracker(chosen, cards, workers=self.workers)
-            show(tracker.status("starting"))
             failed: tuple[str, ...] = ()
             if not self.is_judging:
+                show(tracker.status("starting"))
                 failed = run_workers(
                     work,
                     workers=self.workers,

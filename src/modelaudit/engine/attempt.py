@@ -155,16 +155,28 @@ def as_in_file(module: nn.Module, opened: Opened) -> dict[str, Tensor]:
     }
 
 
-def _suspect_of(tensors: Mapping[str, Tensor], opened: Opened) -> Suspect:
-    """Return the model as it will be read from the written file, not as it left the repair."""
+def load_repaired(tensors: Mapping[str, Tensor], opened: Opened) -> nn.Module:
+    """Return the model as it will be read from the written file, not as it left the repair.
+
+    Args:
+        tensors: of `as_in_file`.
+        opened: the suspect that was repaired.
+
+    Returns:
+        The network in evaluation mode, float32, on the CPU.
+    """
     weights = Weights(
         tensors=tensors,
         hints=opened.read.weights.hints,
         metadata=opened.read.weights.metadata,
     )
+    return architectures.load(opened.fit.candidate, weights).float().eval()
+
+
+def _suspect_of(tensors: Mapping[str, Tensor], opened: Opened) -> Suspect:
     old = opened.suspect
     return Suspect(
-        architectures.load(opened.fit.candidate, weights).to(old.device).float().eval(),
+        load_repaired(tensors, opened).to(old.device),
         preprocessing=old.preprocessing,
         input_size=old.input_size,
         input_channels=old.input_channels,

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelaudit import architectures
 from modelaudit.checkpoint import read_checkpoint
 from modelaudit.checkpoint.write import encode_like, encode_safetensors
+from modelaudit.engine.attempt import load_repaired
 from modelaudit.errors import ConfigError, OutputError
 from modelaudit.repair_results import WrittenFile
-from modelaudit.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +68,7 @@ class Repaired:
         Raises:
             ConfigError: no repair was accepted.
         """
-        return self._load(self._accepted())
+        return load_repaired(self._accepted(), self.opened)
 
     def encoded(self) -> EncodedFile:
         """Return the file: safetensors, or the input's container where that was asked for.
@@ -109,7 +108,7 @@ class Repaired:
         )
         with torch.inference_mode():
             expected = self.module()(inputs)
-            found = self._load(read_checkpoint(path).weights.tensors)(inputs)
+            found = load_repaired(read_checkpoint(path).weights.tensors, self.opened)(inputs)
         if not torch.equal(expected, found):
             raise OutputError(
                 "the written file does not give the repaired model's logits; nothing was kept"
@@ -130,11 +129,3 @@ class Repaired:
         if self.tensors is None:
             raise ConfigError(f"there is no repaired model: {self.report.reason}")
         return self.tensors
-
-    def _load(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        weights = Weights(
-            tensors=tensors,
-            hints=self.opened.read.weights.hints,
-            metadata=self.opened.read.weights.metadata,
-        )
-        return architectures.load(self.opened.fit.candidate, weights).float().eval()

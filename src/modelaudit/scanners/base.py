@@ -193,6 +193,11 @@ class Scanner(ABC, Generic[C]):
         """The id with ``@variant`` if it is not the default."""
         return f"{self.id}@{self.variant}" if self.variant else self.id
 
+    @property
+    def is_calibrated_here(self) -> bool:
+        """Whether the thresholds are those that were calibrated: no variant, no setting changed."""
+        return self.is_calibrated and self.variant is None and not self.config_set
+
     @final
     def unmet_need(self, suspect: Suspect, clean: CleanImages) -> str | None:
         """Return the first declared need that is not met, in words, or None."""
@@ -256,7 +261,7 @@ class Scanner(ABC, Generic[C]):
             threshold=seen.threshold,
             p_value=seen.p_value,
             is_confirmed=seen.is_confirmed,
-            is_calibrated=self.is_calibrated and self.variant is None and not self.config_set,
+            is_calibrated=self.is_calibrated_here,
             per_class=seen.per_class,
             per_class_name=seen.per_class_name,
             evidence=seen.evidence,
