@@ -57,6 +57,15 @@ SOURCE = """
     def convolutional():
         return nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
+    class Outer(nn.Module):
+        def __init__(self, num_classes=5):
+            super().__init__()
+            self.model = nn.Module()
+            self.model.net = Net(num_classes)
+
+        def forward(self, x):
+            return self.model.net(x)
+
     def fails():
         raise OSError("no such luck")
 
@@ -117,6 +126,18 @@ def test_a_class_is_a_factory_and_is_told_the_class_count_of_the_file(file: Path
     module = seeded(lambda: _made(file, "plain"))
     candidate = from_file(f"{file}:Net")(weights_of(module))
     assert candidate.num_classes == 5
+
+
+@pytest.mark.parametrize("stripped", ["", "model.", "model.net."])
+def test_a_prefix_that_the_reader_took_off_is_given_back(file: Path, stripped: str) -> None:
+    module = seeded(lambda: _made(file, "Outer"))
+    state = {key.removeprefix(stripped): value for key, value in module.state_dict().items()}
+    weights = Weights(tensors=state)
+    candidate = from_file(f"{file}:Outer")(weights)
+    batch = images((2, 3, 16, 16))
+    torch.testing.assert_close(logits(load(candidate, weights), batch), logits(module, batch))
+    with pytest.raises(UnknownArchitectureError, match=r"'model\.net\.conv\.weight' expected"):
+        from_file(f"{file}:Outer")(Weights(tensors={"other": torch.zeros(2)}))
 
 
 def test_the_factory_is_checked_as_strictly_as_any_family(file: Path) -> None:

@@ -137,6 +137,10 @@ def test_module_of_main_gives_attributes_as_hints(tmp_path: Path) -> None:
         ("module.module.", "module.module."),
         ("module._orig_mod.", "module._orig_mod."),
         ("_orig_mod.module.", "_orig_mod.module."),
+        ("model.", "model."),
+        ("net.", "net."),
+        ("model._orig_mod.", "model._orig_mod."),
+        ("module.net.model.", "module.net.model."),
     ],
 )
 def test_wrapper_prefixes_are_removed(tmp_path: Path, prefix: str, stripped: str) -> None:
@@ -151,6 +155,28 @@ def test_prefix_of_some_keys_only_stays(tmp_path: Path) -> None:
     result = read(tmp_path, saved(state))
     assert list(result.weights.tensors) == ["module.a", "b"]
     assert result.stripped_prefix is None
+
+
+@pytest.mark.parametrize("name", ["model", "net"])
+def test_a_pickled_module_keeps_the_names_of_its_parts(tmp_path: Path, name: str) -> None:
+    inner = nn.Conv2d(3, 2, 1)
+    result = read(tmp_path, saved(nn.Sequential(collections.OrderedDict([(name, inner)]))))
+    assert list(result.weights.tensors) == [f"{name}.weight", f"{name}.bias"]
+    assert result.stripped_prefix is None
+
+
+def test_a_lightning_checkpoint_is_read_as_the_network_inside(tmp_path: Path) -> None:
+    expected = net().state_dict()
+    file = {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.1.0",
+        "state_dict": {f"model.{key}": value for key, value in expected.items()},
+        "hyper_parameters": {"lr": 0.1},
+    }
+    result = read(tmp_path, saved(file))
+    assert_same(result.weights.tensors, expected)
+    assert result.state_dict_key == "state_dict"
+    assert result.stripped_prefix == "model."
 
 
 def test_data_parallel_module_is_unwrapped_with_its_hints(tmp_path: Path) -> None:

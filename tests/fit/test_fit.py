@@ -513,6 +513,66 @@ def test_architecture_without_sizes_gets_the_usual_ones() -> None:
     assert run([candidate(net, num_classes=4, sizes=())], clean).input_size == 32
 
 
+# --- models that nothing fits
+
+EIGHT_NAMES = tuple("abcdefgh")
+EIGHT_NUMBERS = tuple("01234567")
+
+
+class Counting(Broken):
+    """Predicts one of eight classes at any size and counts the images of each size."""
+
+    def __init__(self, predict: Callable[[Tensor], Tensor]) -> None:
+        self.images: dict[int, int] = {}
+
+        def act(x: Tensor) -> Tensor:
+            self.images[x.shape[-1]] = self.images.get(x.shape[-1], 0) + len(x)
+            return nn.functional.one_hot(predict(x), 8).float()
+
+        super().__init__(act)
+
+
+def constant(x: Tensor) -> Tensor:
+    return torch.ones(len(x), dtype=torch.int64)
+
+
+def arbitrary(x: Tensor) -> Tensor:
+    """Look random, and say the same of the same image."""
+    return (x.mean(dim=(1, 2, 3)) * 1e4).long() % 8
+
+
+def test_a_hopeless_model_is_given_up_after_a_first_look_at_each_size() -> None:
+    net = Counting(constant)
+    with pytest.raises(FitError, match="do not tell"):
+        run([candidate(net, num_classes=8, sizes=(40, 16, 24))], clean_set(EIGHT_NAMES))
+    # All seven normalisations at the images' own size, three at the others.
+    assert net.images == {16: 7 * 64, 24: 3 * 32, 40: 3 * 32}
+
+
+def test_a_hopeless_model_with_known_labels_is_reported_at_its_own_size() -> None:
+    net = Counting(constant)
+    result = run([candidate(net, num_classes=8, sizes=(24, 16))], clean_set(EIGHT_NUMBERS))
+    assert not result.passes_gate
+    assert result.input_size == 16
+    assert net.images[24] == 3 * 32
+
+
+def test_a_hopeless_model_of_many_sizes_keeps_the_smallest() -> None:
+    net = Counting(constant)
+    sizes = (32, 24, 20, 28, 36)
+    result = run([candidate(net, num_classes=8, sizes=sizes)], clean_set(EIGHT_NUMBERS))
+    assert result.input_size == 20
+    assert {net.images[size] for size in sizes if size != 20} == {3 * 32}
+
+
+def test_a_doubtful_model_is_run_on_all_search_images_once() -> None:
+    net = Counting(arbitrary)
+    clean = clean_set(EIGHT_NAMES, per_folder=50)
+    with pytest.raises(FitError, match="do not tell"):
+        run([candidate(net, num_classes=8)], clean)
+    assert net.images == {16: 7 * 64 + 240}
+
+
 # --- candidates that cannot be run
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from modelaudit.fit.labels import (
     given_map,
     integer_map,
     majority_map,
+    most_agreement,
     sorted_maps,
 )
 
@@ -87,3 +90,25 @@ def test_contradiction_needs_a_majority_of_five_images() -> None:
     assert note == "60% of the images in 'a' lead to output 2, not to 0; check the folder's label"
     split = np.array([2, 2, 2, 0, 0, 0, 3, 3, 3, 3])
     assert contradictions(label_map, split, np.repeat([0, 1], [6, 4]), ("a", "b")) == ()
+
+
+def test_a_constant_prediction_agrees_with_one_folder_at_most() -> None:
+    labels = np.repeat([0, 1, 2], [5, 7, 4])
+    assert most_agreement(np.full(16, 2), labels) == 7
+
+
+def test_one_output_may_serve_one_folder_only() -> None:
+    # Folder 0: three times output 0, once 1; folder 1: twice 0, twice 1. A map gets 3 + 2.
+    outputs = np.array([0, 0, 0, 1, 0, 0, 1, 1])
+    assert most_agreement(outputs, np.repeat([0, 1], 4)) == 5
+
+
+def test_no_map_agrees_more_than_the_bound_says() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        outputs, labels = generator.integers(5, size=30), generator.integers(3, size=30)
+        best = max(
+            int((np.array(to)[labels] == outputs).sum())
+            for to in itertools.permutations(range(5), 3)
+        )
+        assert best <= most_agreement(outputs, labels) <= 30

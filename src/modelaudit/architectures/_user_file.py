@@ -131,6 +131,32 @@ def _outputs(module: nn.Module, weights: Weights) -> int:
     return linear[-1] if linear else _last_outputs(weights)
 
 
+def _matched(module: nn.Module, weights: Weights) -> tuple[Callable[[str], str], str]:
+    """Return how the file's keys become the module's, and the first difference, empty if none.
+
+    The reader has taken off wrapper prefixes that every key bore; a user's module may bear them.
+    """
+    keys = list(module.state_dict())
+    parts = keys[0].split(".")[:-1] if keys else []
+    prefixes = ["".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts) + 1)]
+    first = ""
+    for prefix in prefixes:
+        if not all(key.startswith(prefix) for key in keys):
+            break
+        _, difference = compare(module, weights, _prefixed(prefix))
+        if not difference:
+            return _prefixed(prefix), ""
+        first = first or difference
+    return str, first
+
+
+def _prefixed(prefix: str) -> Callable[[str], str]:
+    def rename(key: str) -> str:
+        return prefix + key
+
+    return rename if prefix else str
+
+
 def from_file(spec: str) -> Callable[[Weights], Candidate]:
     """Import the user's file and return what makes a candidate of its factory.
 
@@ -151,7 +177,7 @@ def from_file(spec: str) -> Callable[[Weights], Candidate]:
     def candidate(weights: Weights) -> Candidate:
         build = _builder(spec, factory, weights)
         module = build()
-        _, difference = compare(module, weights, str)
+        rename, difference = _matched(module, weights)
         if difference:
             raise UnknownArchitectureError(
                 f"the checkpoint is not what {spec!r} makes: first differing key {difference}; "
@@ -164,6 +190,7 @@ def from_file(spec: str) -> Callable[[Weights], Candidate]:
             family=FAMILY,
             arguments={},
             build=build,
+            rename=rename,
             input_channels=channels,
             num_classes=_outputs(module, weights),
             input_sizes=sizes,

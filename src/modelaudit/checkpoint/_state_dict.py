@@ -1,7 +1,8 @@
 """Find the weights among what a training script saved, and say which were taken.
 
 Usual keys first, then the only thing that looks like weights; two equally good things are an
-error. Wrapper prefixes (``module.`` of DataParallel, ``_orig_mod.`` of torch.compile) are removed.
+error. Wrapper prefixes that every key bears (``module.`` of DataParallel, ``_orig_mod.`` of
+torch.compile, ``model.`` and ``net.`` of training frameworks' modules) are removed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ USUAL_KEYS: Final = (
 )
 _AVERAGE_SUFFIX: Final = "_ema"
 _PREFIXES: Final = ("module.", "_orig_mod.")
+#: Names that a Lightning module, and many a training script's own, gives the network inside it. A
+#: pickled whole module says itself what its outermost class is, so there they stay.
+_ATTRIBUTES: Final = ("model.", "net.")
 #: torch.optim.swa_utils.AveragedModel keeps its counter beside the ``module.`` it wraps.
 _COUNTER: Final = "n_averaged"
 _MAX_LISTED: Final = 200
@@ -201,9 +205,10 @@ def _strip(
     model: Model, ignored: list[str]
 ) -> tuple[dict[str, TensorRecord], dict[str, ModuleHint], str]:
     records = dict(model.records)
+    known = _PREFIXES if model.hints else (*_PREFIXES, *_ATTRIBUTES)
     prefix = ""
     while True:
-        wrapper = next((p for p in _PREFIXES if _is_wrapped(records, p)), None)
+        wrapper = next((p for p in known if _is_wrapped(records, p)), None)
         if wrapper is None:
             break
         if _COUNTER in records:

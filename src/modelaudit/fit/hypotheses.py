@@ -9,7 +9,7 @@ from modelaudit.fit.trial import Hypothesis
 from modelaudit.preprocessing import PRESETS, Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from modelaudit.architectures.base import Candidate
     from modelaudit.cleanset import CleanSet, Split
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 _USUAL_SIZES = (32, 64, 224)
 
 _COLOURS = 3
+
+#: Normalisations that stand for all others where a pair of architecture and size is in doubt.
+_PROBES = ("cifar10_0.2023", "none", "half")
+
+#: A pair whose probes would take more multiply-adds than this, some ten seconds on one core, is
+#: probed with the first of them alone.
+_PROBE_WORK = 2 * 10**11
+
+#: Up to this size, in pixels, nobody asks what a probe costs.
+_CHEAP_SIZE = 64
 
 
 def num_outputs(candidates: Sequence[Candidate], clean: CleanSet, split: Split) -> int:
@@ -93,6 +103,29 @@ def tiers(
                 for preset in presets
             )
     return [tier for tier in (first, second) if tier]
+
+
+def probes_of(
+    tier: Sequence[Hypothesis], work: Callable[[Hypothesis], int], *, images: int
+) -> list[Hypothesis]:
+    """Return the hypotheses that stand for their pairs of architecture and size.
+
+    Args:
+        tier: the hypotheses.
+        work: multiply-adds of one image under a hypothesis.
+        images: how many each probe would run.
+    """
+    known = {h.preprocessing.id for h in tier}
+    usual = [name for name in _PROBES if name in known]
+    if not usual:
+        return list(tier)
+    limit = _PROBE_WORK // (images * len(usual))
+    return [
+        h
+        for h in tier
+        if h.preprocessing.id == usual[0]
+        or (h.preprocessing.id in usual and (h.input_size <= _CHEAP_SIZE or work(h) <= limit))
+    ]
 
 
 def presets_for(channels: int, given: Preprocessing | None) -> tuple[Preprocessing, ...]:

@@ -146,6 +146,17 @@ def distinct_agreement(outputs: np.ndarray, labels: np.ndarray) -> int:
     return sum(best.values())
 
 
+def most_agreement(outputs: np.ndarray, labels: np.ndarray) -> int:
+    """Return a count of images that no injective map of folders to outputs can exceed.
+
+    Each folder gives at most its majority, and each output takes at most its largest folder. A
+    constant prediction reaches one folder's images.
+    """
+    counts = np.zeros((int(labels.max()) + 1, int(outputs.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (labels, outputs), 1)
+    return int(min(counts.max(axis=1).sum(), counts.max(axis=0).sum()))
+
+
 def contradictions(
     label_map: LabelMap, outputs: np.ndarray, labels: np.ndarray, folders: Sequence[str]
 ) -> tuple[str, ...]:

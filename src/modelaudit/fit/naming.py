@@ -13,9 +13,10 @@ from modelaudit.fit.labels import (
     given_map,
     integer_map,
     majority_map,
+    most_agreement,
     sorted_maps,
 )
-from modelaudit.functional.statistics import lower_bound
+from modelaudit.functional.statistics import lower_bound, upper_bound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,6 +91,20 @@ class Naming:
         margin = _STANDARD_ERRORS * math.sqrt(share * (1 - share) * len(images))
         return [h for h, count in agreement.items() if count >= best - margin]
 
+    def within_reach(
+        self, found: Mapping[Hypothesis, Predicted], images: np.ndarray
+    ) -> list[Hypothesis]:
+        """Return the hypotheses whose accuracy may still reach the gate under some map, best first.
+
+        The upper 95 % bound of what the best map could make of these images is held against it.
+        """
+        reach = {h: self._reach(p.outputs, images) for h, p in found.items()}
+        return [
+            h
+            for h in sorted(reach, key=lambda h: -reach[h])
+            if upper_bound(reach[h], len(images)) >= self._gate
+        ]
+
     def sorted_fits(self, found: Mapping[Hypothesis, Predicted], images: np.ndarray) -> bool:
         """Take the folders in sorted order if any hypothesis then reaches the gate; say whether."""
         assert self._labels is not None
@@ -118,6 +133,12 @@ class Naming:
             if label_map is not None:
                 self._maps[hypothesis] = label_map
         return list(self._maps)
+
+    def _reach(self, outputs: np.ndarray, images: np.ndarray) -> int:
+        if self._fixed is not None:
+            return self._agreement(outputs, images)
+        assert self._labels is not None
+        return most_agreement(outputs, self._labels[images])
 
     def _agreement(self, outputs: np.ndarray, images: np.ndarray) -> int:
         assert self._labels is not None

@@ -10,7 +10,7 @@ import numpy as np
 
 from modelaudit.errors import FitError
 from modelaudit.fit.choose import Trial, best_of, contenders, describe, plausible, settle
-from modelaudit.fit.hypotheses import num_outputs, tiers, unusable_reason
+from modelaudit.fit.hypotheses import num_outputs, probes_of, tiers, unusable_reason
 from modelaudit.fit.naming import Naming
 from modelaudit.fit.report import Given, Reporter
 from modelaudit.fit.result import Fit, accuracy_gate
@@ -43,7 +43,6 @@ _MATCH_IMAGES = 128
 #: first.
 _MAX_PAIRS = 4
 _PROBE_IMAGES = 32
-_PROBES = ("none", "cifar10_0.2023", "half")
 
 
 def fit(
@@ -68,7 +67,10 @@ def fit(
     are measured on the judging images.
 
     Differs from §12.5: at first every hypothesis is run on up to 64 search images, and its first
-    layer on up to 128; all of them only for those that are then left. The divergence is the lowest
+    layer on up to 128; all of them only for those that are then left. Sizes other than the images'
+    own are for when these fail, and are first looked at under a few normalisations; what cannot
+    reach the accuracy gate, whatever output each folder may mean, is not followed up. No limit
+    is one of time, so the same input has the same result everywhere. The divergence is the lowest
     over the usual random crops of training (`modelaudit.fit.crops`), without which their padding
     hides the normalisation.
 
@@ -169,14 +171,19 @@ class _Search:
                 self.failed[index] = reason
         trials: list[Trial] = []
         hypotheses: list[Hypothesis] = []
-        for tier in tiers(
-            self.candidates,
-            usable,
-            native_size=self.clean.native_size,
-            input_size=input_size,
-            preprocessing=preprocessing,
+        for place, tier in enumerate(
+            tiers(
+                self.candidates,
+                usable,
+                native_size=self.clean.native_size,
+                input_size=input_size,
+                preprocessing=preprocessing,
+            )
         ):
-            hypotheses += self._thin_out(tier)
+            hopeful = self._thin_out(tier, is_last_resort=place > 0)
+            if place > 0 and not hopeful:
+                continue
+            hypotheses += hopeful
             trials = self._screen(hypotheses)
             if trials and (self.clean.labels is None or self._reaches_gate(trials)):
                 break
@@ -184,17 +191,22 @@ class _Search:
             raise FitError(self._why_nothing_fits())
         return trials
 
-    def _thin_out(self, tier: Sequence[Hypothesis]) -> list[Hypothesis]:
-        """Drop pairs of architecture and size that are hopeless under a few normalisations."""
+    def _thin_out(self, tier: Sequence[Hypothesis], *, is_last_resort: bool) -> list[Hypothesis]:
+        """Drop pairs of architecture and size that are hopeless under a few normalisations.
+
+        Of a last resort nothing may be left; else the smallest size is, for the result to speak of.
+        """
         pairs = dict.fromkeys(_pair(h) for h in tier)
-        if len(pairs) <= _MAX_PAIRS or self.clean.labels is None:
+        if self.clean.labels is None or not (is_last_resort or len(pairs) > _MAX_PAIRS):
             return list(tier)
-        known = {h.preprocessing.id for h in tier}
-        probes = [h for h in tier if h.preprocessing.id in (set(_PROBES) & known or known)]
+        probes = probes_of(tier, self.runner.work, images=_PROBE_IMAGES)
         images = self.clean.stratified(self.split.search, _PROBE_IMAGES)
         with self.progress.task("fit: architectures", len(probes)) as task:
             found = self._predictions(probes, images, task.advance)
-        hopeful = {_pair(h) for h in self.naming.hopeful(found, images)}
+        reaching = set(self.naming.within_reach(found, images))
+        hopeful = {_pair(h) for h in self.naming.hopeful(found, images) if h in reaching}
+        if not hopeful and not is_last_resort:
+            hopeful = {_pair(h) for h in sorted(found, key=lambda h: h.input_size)[:1]}
         return [h for h in tier if _pair(h) in hopeful]
 
     def _screen(self, hypotheses: Sequence[Hypothesis]) -> list[Trial]:
@@ -209,9 +221,10 @@ class _Search:
             return []
         if not self.naming.is_known and not self.naming.sorted_fits(found, images):
             # The first look has too few images of each folder for a majority.
-            hopeful = self.naming.hopeful(found, images)
+            found = self._seen_in_full(found, images)
             images = self.split.search
-            found = self._predictions(hopeful, images)
+            if not found:
+                return []
             if not self.naming.sorted_fits(found, images):
                 found = {h: found[h] for h in self.naming.take_majorities(found, images)}
         return [
@@ -219,6 +232,25 @@ class _Search:
             for order, h in enumerate(hypotheses)
             if h in found
         ]
+
+    def _seen_in_full(
+        self, found: dict[Hypothesis, Predicted], images: np.ndarray
+    ) -> dict[Hypothesis, Predicted]:
+        """Run what may still fit on all search images.
+
+        The best of each pair goes first: where it cannot reach the gate, its pair is left.
+        """
+        hopeful = self.naming.hopeful(found, images)
+        reaching = self.naming.within_reach({h: found[h] for h in hopeful}, images)
+        first: dict[tuple[int, int], Hypothesis] = {}
+        for hypothesis in reaching:
+            first.setdefault(_pair(hypothesis), hypothesis)
+        best = self._predictions(first.values(), self.split.search)
+        kept = {_pair(h) for h in self.naming.within_reach(best, self.split.search)}
+        others = [h for h in hopeful if _pair(h) in kept and h not in best]
+        return {h: p for h, p in best.items() if _pair(h) in kept} | self._predictions(
+            others, self.split.search
+        )
 
     def _predictions(
         self,

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from modelaudit.errors import FitError
 from modelaudit.fit.crops import TrainingCrop, crops_for, training_crops
+from modelaudit.fit.work import multiply_adds
 from modelaudit.functional.divergence import gaussian_kl, pooled_moments
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Runner:
         self._batch_size = batch_size
         self._modules: dict[int, nn.Module] = {}
         self._inputs: dict[tuple[int, int, bytes], Tensor] = {}
+        self._work: dict[tuple[int, int], int] = {}
 
     def module(self, candidate: int) -> nn.Module:
         """Return a candidate's module in eval mode on the device; the last few are kept."""
@@ -124,6 +126,15 @@ class Runner:
         if module is None:
             module = self._load(self.candidates[candidate]).to(self._device).eval()
         return _remember(self._modules, candidate, module, _KEPT_MODULES)
+
+    def work(self, hypothesis: Hypothesis) -> int:
+        """Return the multiply-adds of one image under a hypothesis; 0 where they are unknown."""
+        key = (hypothesis.candidate, hypothesis.input_size)
+        if key not in self._work:
+            channels = self.candidates[hypothesis.candidate].input_channels
+            module = self.module(hypothesis.candidate)
+            self._work[key] = multiply_adds(module, channels, hypothesis.input_size)
+        return self._work[key]
 
     def predict(self, hypothesis: Hypothesis, indices: np.ndarray) -> Predicted:
         """Run the whole model.

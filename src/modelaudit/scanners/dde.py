@@ -13,6 +13,7 @@ model images of the mixture then leave one class, the target, while clean images
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,7 @@ from modelaudit.functional.statistics import lower_bound
 from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners._channels import pruned_predictions
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
+from modelaudit.scanners.dde_paper_code import DdePaperCodeScanner
 from modelaudit.suspect import profile
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ class DdeScanner(Scanner[DdeConfig]):
     summary = "two-moded neurons in a suspect training set (--mixture); no power on clean images"
     reference = "[DDE22] §4.3"
     config_type = DdeConfig
+    variants = MappingProxyType({"paper_code": DdePaperCodeScanner})
     sees_all_to_all = True
     is_calibrated = True
     min_images = 50

@@ -18,6 +18,7 @@ channels must be removable at no cost; the target is named by pushing them, with
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,7 @@ from modelaudit.scanners._channels import (
     pushed_predictions,
 )
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
+from modelaudit.scanners.mbns_paper_code import MbnsPaperCodeScanner
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
@@ -170,6 +172,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
     summary = "BatchNorm statistics that clean images do not explain"
     reference = "[DDE22] §4.4"
     config_type = MbnsConfig
+    variants = MappingProxyType({"paper_code": MbnsPaperCodeScanner})
     sees_all_to_all = True
     is_calibrated = True
     requires_batchnorm = True
@@ -277,6 +280,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
             "opposite_push_upper_bound": test.opposite_upper,
             "control_share": test.control_share,
             "arrows": list(test.arrows),
+            "push": [[*neuron, amount] for neuron, amount in push.items()],
         }
         is_free = drop <= config.max_accuracy_drop
         pattern = None

@@ -16,6 +16,7 @@ fit, whose nominal 5 % is 16 to 22 % at ten classes (methods/detectors.md §11.3
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ from modelaudit.functional.margin import class_margins, gamma_p_value, margin_to
 from modelaudit.functional.statistics import generalised_esd, grubbs
 from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
+from modelaudit.scanners.mm_bd_paper_code import MmBdPaperCodeScanner
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
@@ -224,6 +226,7 @@ class MmBdScanner(Scanner[MmBdConfig]):
     summary = "outlier among the largest reachable class margins; data-free"
     reference = "[MMBD24] Alg. 1"
     config_type = MmBdConfig
+    variants = MappingProxyType({"paper_code": MmBdPaperCodeScanner})
     sees_all_to_all = False
     is_calibrated = True
     requires_gradients = True
