@@ -3,8 +3,8 @@
     python benchmarks/scan_mixtures.py --plan benchmarks/plans/development.toml --zoo zoo \
         --data ../shared/data --clean examples/clean --out mixtures.jsonl
 
-The mixture holds 1,000 of the attacker's images, for an attacked model with the trigger on its
-plan's rate of them. Nobody tells the scanner which.
+The mixture holds 1,000 of the attacker's images as `modelaudit.bench.attacked.draw_mixture` draws
+them, those that were poisoned among them. Nobody tells the scanner which.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import torch
-
+from modelaudit.bench.attacked import draw_mixture, trained_attack
+from modelaudit.bench.cards import read_card
 from modelaudit.bench.plan import read_plan
-from modelaudit.bench.runner import find_data, make_attack
+from modelaudit.bench.runner import find_data
 from modelaudit.engine import ScanRequest
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.progress import NoProgress
@@ -25,8 +25,6 @@ from modelaudit.results import ScannerResult
 from modelaudit.scanners import ScanContext
 from modelaudit.scanners.dde import DdeScanner
 from modelaudit.suspect import profile
-
-MIXTURE = 1_000
 
 
 def main() -> None:
@@ -47,13 +45,8 @@ def main() -> None:
         if model.id in done or not path.exists():
             continue
         data = find_data(model.dataset, options.data, cache=options.zoo / "cache")
-        draws = torch.Generator().manual_seed(1)
-        chosen = torch.randperm(data.attacker_count, generator=draws)[:MIXTURE]
-        mixture = data.train_images[chosen].float() / 255
-        attack = make_attack(model, data)
-        if attack is not None:
-            poisoned = round(attack.plan.rate * MIXTURE)
-            mixture[:poisoned] = attack.trigger.apply(mixture[:poisoned])
+        card = read_card(options.zoo / "cards" / f"{model.id}.json")
+        mixture = draw_mixture(card, data, trained_attack(card, data, folder=options.zoo))
         request = ScanRequest(checkpoint=path, data=options.clean)
         opened = open_suspect(request, progress=NoProgress(), stopwatch=Stopwatch())
         clean = dataclasses.replace(opened.clean, mixture=mixture)

@@ -1,6 +1,6 @@
 """Makes `examples/models/` and `examples/clean/` from the trained population of examples.toml.
 
-    python -m modelaudit.bench train --plan benchmarks/plans/examples.toml --out zoo
+    modelaudit bench train --plan benchmarks/plans/examples.toml --out zoo --data ../shared/data
     python examples/make_examples.py --zoo zoo --data ../shared/data
 
 The three checkpoints are saved in three ways in which checkpoints arrive: as safetensors, as a

@@ -75,7 +75,7 @@ ROOMS = {
     },
     "cli": {"attacks", "bench", "calibration", "engine", "fleet", "report"},
     # The package itself re-exports; nothing below may go through it.
-    "__init__": {"architectures", "engine", "scanners", "suspect"},
+    "__init__": {"architectures", "engine", "repairs", "scanners", "suspect"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Backdoor audit of untrusted image-classifier checkpoints.
+"""Backdoor audit and repair of untrusted image-classifier checkpoints.
 
 The names below are the supported interface. They are imported when they are first used: importing
 the package, as the command line does, loads neither torch nor any plug-in.
@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modelaudit.architectures import ArchitectureFamily, Candidate
-    from modelaudit.engine import ScanRequest, failure_report, list_components
+    from modelaudit.engine import (
+        Repaired,
+        RepairRequest,
+        ScanRequest,
+        failure_report,
+        list_components,
+    )
+    from modelaudit.engine.repair import repair
     from modelaudit.engine.scan import scan
     from modelaudit.errors import ModelAuditError
     from modelaudit.preprocessing import Preprocessing
     from modelaudit.progress import NoProgress, Progress
+    from modelaudit.repair_results import RepairAttempt, RepairOutcome, RepairReport
+    from modelaudit.repairs import Repair, RepairContext, RepairData, RepairedModel
     from modelaudit.results import (
         ExitStatus,
         FailedScan,
@@ -44,6 +53,15 @@ __all__ = [
     "Pattern",
     "Preprocessing",
     "Progress",
+    "Repair",
+    "RepairAttempt",
+    "RepairContext",
+    "RepairData",
+    "RepairOutcome",
+    "RepairReport",
+    "RepairRequest",
+    "Repaired",
+    "RepairedModel",
     "ScanContext",
     "ScanReport",
     "ScanRequest",
@@ -56,6 +74,7 @@ __all__ = [
     "__version__",
     "failure_report",
     "list_components",
+    "repair",
     "scan",
 ]
 
@@ -63,6 +82,9 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("ArchitectureFamily", "Candidate"), "architectures"),
     **dict.fromkeys(("ScanRequest", "failure_report", "list_components", "scan"), "engine"),
+    **dict.fromkeys(("Repaired", "RepairRequest", "repair"), "engine"),
+    **dict.fromkeys(("RepairAttempt", "RepairOutcome", "RepairReport"), "repair_results"),
+    **dict.fromkeys(("Repair", "RepairContext", "RepairData", "RepairedModel"), "repairs"),
     "ModelAuditError": "errors",
     "Preprocessing": "preprocessing",
     **dict.fromkeys(("NoProgress", "Progress"), "progress"),

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from modelaudit.attacks.adap_patch import AdapPatchAttack, AdapPatchConfig
-from modelaudit.attacks.contact_sheet import contact_sheet, save_png
+from modelaudit.attacks.contact_sheet import contact_sheet
 from modelaudit.errors import ShapeError
 from tests.helpers.attacks import badnets, random_images
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 #: cells of 32 pixels are enlarged three times, with 2 pixels of margin around them
 CELL, STEP = 96, 98
@@ -78,11 +77,3 @@ def test_large_images_are_not_enlarged() -> None:
 def test_what_is_no_batch_of_pictures_raises(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="1 or 3"):
         contact_sheet(badnets(), torch.zeros(shape))
-
-
-def test_png_holds_the_sheet(tmp_path: Path) -> None:
-    sheet = contact_sheet(badnets(), random_images(2))
-    save_png(sheet, tmp_path / "new" / "sheet.png")
-    with Image.open(tmp_path / "new" / "sheet.png") as image:
-        assert np.array_equal(np.asarray(image), sheet)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["sheet.png"]

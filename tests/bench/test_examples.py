@@ -32,7 +32,7 @@ def test_checkpoint_is_small_and_the_one_on_its_card(name: str) -> None:
     assert len(content) < 3_000_000
     assert card.checkpoint == name
     assert card.checkpoint_sha256 == hashlib.sha256(content).hexdigest()
-    assert (card.architecture, card.width, card.population) == ("cifar_resnet18", 16, "examples")
+    assert (card.architecture, card.width, card.plan) == ("cifar_resnet18", 16, "examples")
     assert name.startswith(card.attack or "clean")
 
 

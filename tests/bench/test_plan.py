@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from modelaudit.attacks.badnets import BadNetsConfig
-from modelaudit.bench.plan import build_config, read_plan
+from modelaudit.bench.plan import builtin_plans, find_plan, read_plan
+from modelaudit.bench.typed import build_config
 from modelaudit.errors import ConfigError
 from tests.helpers.attacks import tiny_plan
 
@@ -52,6 +53,16 @@ def test_model_that_differs_is_no_twin(change: dict[str, object]) -> None:
         ("= 3", "expected a plan in TOML"),
         ("other = 3\n" + CLEAN, "found also"),
         (HEAD, "at least one table"),
+        (HEAD + CLEAN + 'population = "C"\n', "population of model 'a' must be one of"),
+        (HEAD + CLEAN + "limit = 0\n", "limit of model 'a' must be positive"),
+        (HEAD + CLEAN + "epochs = 0\n", "epochs of model 'a' must be positive"),
+        (HEAD + CLEAN + 'starts_from = "a"\nepochs = -1\n', "must not be negative"),
+        (HEAD + CLEAN + 'starts_from = "z"\n', "has no models \\['z'\\]"),
+        (HEAD + CLEAN + 'starts_from = "a"\n', "in a circle"),
+        (HEAD + CLEAN + ATTACKED + 'starts_from = "a"\nwidth = 8\n', "the same width"),
+        (HEAD + CLEAN + ATTACKED + 'surrogate = "b"\n', "must be a clean model"),
+        (HEAD + CLEAN + "[architectures]\ncifar_resnet18 = 3\n", "must hold a table per name"),
+        ("grid = 3\n" + CLEAN, "tables \\[\\[model\\]\\] or"),
         ("defaults = 3\n" + CLEAN, "needs a table 'defaults'"),
         (HEAD + CLEAN + CLEAN, "more than once"),
         (HEAD + ATTACKED, "needs a clean twin"),
@@ -74,6 +85,88 @@ def test_plan_that_cannot_be_used_raises(tmp_path: Path, text: str, message: str
 def test_missing_plan_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a plan in TOML"):
         read_plan(tmp_path / "none.toml")
+
+
+def test_fingerprint_of_a_plan_without_the_later_fields_is_what_it_was() -> None:
+    plan = tiny_plan(attack="badnets", config={"target": 1})
+    # written down when ModelPlan had neither population nor any of the fields after it
+    expected = "da45f4b0598252bce40d4f579db2de77ab86ee216ab40ee804240a2094b3f33a"
+    assert plan.fingerprint() == expected
+    assert replace(plan, population="B").fingerprint() == expected
+
+
+@pytest.mark.parametrize(
+    "change", [{"starts_from": "a"}, {"surrogate": "a"}, {"limit": 9}, {"image_size": 64}]
+)
+def test_fingerprint_follows_the_later_fields(change: dict[str, object]) -> None:
+    plan = tiny_plan()
+    assert replace(plan, **change).fingerprint() != plan.fingerprint()
+
+
+def test_twin_of_a_model_that_starts_from_another_is_that_ones(tmp_path: Path) -> None:
+    later = '[[model]]\nid = "c"\nseed = 5\nattack = "badnets"\nstarts_from = "b"\nepochs = 0\n'
+    last = '[[model]]\nid = "d"\nseed = 6\nattack = "badnets"\nstarts_from = "a"\n'
+    plan = read_plan(write(tmp_path, HEAD + CLEAN + ATTACKED + later + last))
+    clean, _, edited, warm = plan.models
+    assert plan.twin(edited) == clean
+    assert plan.twin(warm) == clean
+
+
+def test_twin_may_be_of_another_population_and_has_no_surrogate() -> None:
+    attacked = tiny_plan("b", attack="badnets", population="B", surrogate="z")
+    assert tiny_plan("a").is_twin_of(attacked)
+
+
+def test_defaults_by_data_and_architecture_go_between_the_plans_and_the_models(
+    tmp_path: Path,
+) -> None:
+    tables = "[datasets.gtsrb]\nflip = false\nepochs = 7\n[architectures.cifar_vgg16]\nepochs = 8\n"
+    models = CLEAN + 'dataset = "gtsrb"\n' + '[[model]]\nid = "b"\nseed = 1\n'
+    models += 'dataset = "gtsrb"\narchitecture = "cifar_vgg16"\nflip = true\n'
+    one, two = read_plan(write(tmp_path, HEAD + tables + models)).models
+    assert (one.epochs, one.flip) == (7, False)
+    assert (two.epochs, two.flip) == (8, True)
+
+
+def test_unknown_plan_raises_and_names_the_built_in_ones() -> None:
+    with pytest.raises(ConfigError, match="cpu, paper, smoke, tiny"):
+        find_plan("cpuu")
+
+
+@pytest.mark.parametrize("name", builtin_plans())
+def test_built_in_plans_can_be_read(name: str) -> None:
+    plan = find_plan(name)
+    assert plan.name == name
+    assert {model.population for model in plan.models} == {"A", "B"}
+
+
+def test_plan_file_is_found_by_its_path(tmp_path: Path) -> None:
+    assert find_plan(str(write(tmp_path, HEAD + CLEAN))).name == "plan"
+
+
+def test_cpu_plan_holds_what_it_promises() -> None:
+    plan = find_plan("cpu")
+    parts = {p: [m for m in plan.models if m.population == p] for p in ("A", "B")}
+    for models in parts.values():
+        assert sum(model.attack is None for model in models) >= 30
+    attacks = {p: {m.attack for m in models} for p, models in parts.items()}
+    assert attacks["B"] - attacks["A"] == {"bpp", "adap_patch", "ssdt"}
+    assert attacks["A"] <= attacks["B"]
+    for attack in attacks["B"] - {None}:
+        counts = [sum(m.attack == attack for m in models) for models in parts.values()]
+        assert sum(counts) >= 3
+        assert counts[1] >= 2
+    nets = {p: {m.architecture for m in models} for p, models in parts.items()}
+    assert nets["B"] - nets["A"] == {"cifar_preact_resnet18"}
+    assert not {m.seed for m in parts["A"]} & {m.seed for m in parts["B"]}
+
+
+@pytest.mark.parametrize("name", ["development", "test"])
+def test_cpu_plan_holds_the_older_plans_models_unchanged(name: str) -> None:
+    plan = find_plan("cpu")
+    for model in read_plan(PLANS / f"{name}.toml").models:
+        assert plan.model(model.id).fingerprint() == model.fingerprint()
+        assert plan.model(model.id).population == "A"
 
 
 def test_fingerprint_follows_every_field() -> None:

@@ -2,20 +2,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from modelaudit.bench.__main__ import main
 from modelaudit.bench.cards import read_card, write_card
+from modelaudit.bench.events import Event
 from modelaudit.bench.plan import Plan, read_plan
 from modelaudit.bench.runner import Population, find_data, make_attack
+from modelaudit.bench.train_work import TrainWork
 from modelaudit.errors import ConfigError, DataError
 from tests.helpers.attacks import tiny_data, tiny_plan, write_pack
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PLAN = """
 name = "toy"
@@ -186,33 +190,169 @@ def test_missing_data_raises(tmp_path: Path) -> None:
         find_data("toy", tmp_path, cache=None)
 
 
-def test_command_trains_and_judges(
-    population: Population, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_cards_say_which_population_and_plan(population: Population) -> None:
+    population.train(only=["clean"])
+    (card,) = population.judge()
+    assert (card.plan, card.population, card.device) == ("toy", "A", "cpu")
+
+
+def test_card_of_the_first_version_gets_its_population_when_judged(population: Population) -> None:
+    population.train(only=["clean"])
+    path = population.folder / "cards" / "clean.json"
+    record = json.loads(path.read_text())
+    later = ("plan", "starts_from", "surrogate", "limit", "image_size", "victim", "device")
+    older = {k: v for k, v in record.items() if k not in later}
+    path.write_text(json.dumps({**older, "population": "toy", "card_version": 1}))
+    old = read_card(path)
+    assert (old.plan, old.population) == ("toy", None)
+    population.judge()
+    assert json.loads(path.read_text()) == record
+
+
+def test_checkpoint_does_not_depend_on_who_wrote_it(population: Population, tmp_path: Path) -> None:
+    other = Population(
+        population.plan, folder=tmp_path / "another folder", data_root=population.data_root
+    )
+    digests = []
+    for one in (population, other):
+        one.train(only=["clean"])
+        digests.append(one.judge()[0].checkpoint_sha256)
+    assert digests[0] == digests[1]
+
+
+def test_events_tell_of_epochs_models_and_the_gate(population: Population) -> None:
+    events: list[Event] = []
+    population.report = events.append
+    population.train()
+    told = [(event.kind, event.id) for event in events]
+    assert told == [
+        ("epoch", "clean"),
+        ("trained", "clean"),
+        ("epoch", "attacked"),
+        ("trained", "attacked"),
+        ("judged", "attacked"),
+    ]
+    assert events[0].seconds > 0
+
+
+def replaced(population: Population, **changes: dict[str, object]) -> Population:
+    """Return the population with fields of models changed, by id."""
+    models = [replace(m, **changes.get(m.id, {})) for m in population.plan.models]
+    return Population(
+        Plan(name="toy", models=tuple(models)),
+        folder=population.folder,
+        data_root=population.data_root,
+    )
+
+
+def test_model_that_raises_is_recorded_and_the_others_are_trained(population: Population) -> None:
+    bad = replaced(population, clean={"batch_size": 1000})
+    events: list[Event] = []
+    bad.report = events.append
+    assert bad.train() == ("clean",)
+    assert [card.id for card in bad.judge()] == ["attacked"]
+    record = json.loads((bad.folder / "failed" / "clean.json").read_text())
+    assert record["error"].startswith("ConfigError: batch_size must be at most")
+    assert "Traceback" in record["traceback"][0]
+    assert [event.id for event in events if event.kind == "failed"] == ["clean"]
+    assert population.train() == ()
+    assert not (population.folder / "failed" / "clean.json").exists()
+
+
+def test_failed_model_is_tried_once_in_a_run_and_again_in_the_next(population: Population) -> None:
+    bad = replaced(population, clean={"batch_size": 1000})
+    events: list[Event] = []
+    bad.report = events.append
+    for run in ("one", "one", "two"):
+        assert bad.train(only=["clean"], run=run) == ("clean",)
+    assert [event.kind for event in events] == ["failed", "failed"]
+
+
+def test_attack_that_cannot_be_judged_is_recorded(
+    population: Population, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    place = ["--plan", str(tmp_path / "plan.toml"), "--out", str(population.folder)]
-    place += ["--data", str(tmp_path)]
-    threads = str(torch.get_num_threads())
-    assert main(["train", *place, "--threads", threads, "--shard", "0/1"]) == 0
-    assert main(["judge", *place]) == 0
-    card = json.loads((population.folder / "cards" / "attacked.json").read_text())
-    assert card["twin"] == "clean"
+    population.train(only=["clean"])
+
+    def broken(*arguments: object) -> float:
+        raise RuntimeError("no rate")
+
+    monkeypatch.setattr("modelaudit.bench.runner.attack_success_rate", broken)
+    population.train(only=["attacked"])
+    assert population.judge()[1].gate_passed is None
+    record = json.loads((population.folder / "failed" / "attacked.json").read_text())
+    assert record["error"] == "RuntimeError: no rate"
 
 
-def test_command_reports_an_unusable_plan(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_model_starts_from_the_final_weights_of_another(population: Population) -> None:
+    changes = {"starts_from": "clean", "epochs": 0, "attack": None, "config": {}}
+    edited = replaced(population, attacked=changes)
+    edited.train(only=["attacked"])
+    clean, copy = (edited.load(model).state_dict() for model in edited.plan.models)
+    assert all(torch.equal(clean[name], copy[name]) for name in clean)
+    assert edited.judge()[1].final_loss is None
+
+
+def test_failure_of_what_a_model_needs_is_its_own(population: Population) -> None:
+    changes = {"starts_from": "clean", "epochs": 0}
+    bad = replaced(population, clean={"batch_size": 1000}, attacked=changes)
+    assert bad.train(only=["attacked"]) == ("attacked",)
+    record = json.loads((bad.folder / "failed" / "attacked.json").read_text())
+    assert "model 'clean', which it needs, failed" in record["error"]
+
+
+def test_attack_is_given_the_surrogate(
+    population: Population, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    status = main(["judge", "--plan", str(tmp_path / "none"), "--out", str(tmp_path)])
-    assert status == 2
-    assert "expected a plan in TOML" in capsys.readouterr().err
+    given: list[object] = []
+
+    def prepare(
+        self: object, images: Tensor, labels: Tensor, *, surrogate: object, generator: object
+    ) -> None:
+        assert callable(surrogate)
+        batch = torch.rand(2, 3, 32, 32, requires_grad=True)
+        (gradient,) = torch.autograd.grad(surrogate(batch).sum(), batch)
+        given.append(gradient)
+
+    monkeypatch.setattr("modelaudit.attacks.badnets.BadNetsAttack.prepare", prepare)
+    replaced(population, attacked={"surrogate": "clean"}).train(only=["attacked"])
+    assert given[0].abs().sum() > 0  # type: ignore[attr-defined]  # a tensor
 
 
-@pytest.mark.parametrize("shard", ["2/2", "1", "a/b", "-1/2"])
-def test_shard_out_of_range_is_a_usage_error(
-    population: Population, tmp_path: Path, shard: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    place = ["--plan", str(tmp_path / "plan.toml"), "--out", str(population.folder)]
-    with pytest.raises(SystemExit, match="2"):
-        main(["train", *place, f"--shard={shard}"])
+def test_limited_model_sees_the_first_images_only(population: Population) -> None:
+    small = replaced(population, clean={"limit": 20}, attacked={"limit": 20})
+    small.train()
+    clean, attacked = small.judge()
+    assert (clean.attacker_last, clean.held_out_first, clean.held_out_last) == (19, 36, 39)
+    assert attacked.poison_count == int(0.3 * 15)
+
+
+def test_population_is_a_choice(population: Population) -> None:
+    two = replaced(population, attacked={"population": "B"})
+    assert [model.id for model in two.choose(population="B")] == ["attacked"]
+    assert [model.id for model in two.choose(population="A", only=["attacked"])] == []
+
+
+def test_what_a_kill_left_is_removed(population: Population) -> None:
+    partial = population.folder / "state" / "clean.1.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"half")
+    population.train(only=["clean"])
+    assert not list(population.folder.rglob("*.partial"))
+
+
+def test_missing_data_is_noticed_before_any_training(population: Population) -> None:
+    gone = replaced(population, attacked={"dataset": "gone"})
+    with pytest.raises(DataError, match="found neither"):
+        gone.train()
+    assert not (population.folder / "models").exists()
+
+
+def test_work_names_a_plan_and_trains_it(population: Population, tmp_path: Path) -> None:
+    work = TrainWork(
+        plan=str(tmp_path / "plan.toml"),
+        folder=population.folder,
+        data_root=tmp_path,
+        only=("clean",),
+    )
+    assert work("", lambda _: None) == ()
+    assert [card.id for card in population.judge()] == ["clean"]

@@ -2,61 +2,38 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from modelaudit.attacks.badnets import BadNetsAttack, BadNetsConfig
-from modelaudit.attacks.base import Batch, PoisonedBatch
-from modelaudit.attacks.plan import Granularity, PoisonPlan, Stage
+from modelaudit.attacks.iad import IadAttack, IadConfig
+from modelaudit.attacks.plan import PoisonPlan
 from modelaudit.bench.evaluate import accuracy
 from modelaudit.bench.train import (
-    augment,
     build_model,
     learning_rate,
     normalise,
     normaliser,
-    prepare_batch,
     train,
 )
 from modelaudit.errors import ConfigError
 from tests.helpers.attacks import badnets, random_images, tiny_data, tiny_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
-    from torch import Generator, Tensor, nn
+    from torch import nn
+
+    from modelaudit.attacks.base import Attack
 
 
 class Killed(Exception):  # noqa: N818 - it is no error
     pass
 
 
-class Hooked(BadNetsAttack):
-    """Uses every hook."""
-
-    id: ClassVar[str] = "hooked"
-
-    def prepare(self, images: Tensor, labels: Tensor, *, generator: Generator) -> None:
-        self.extra = torch.nn.Parameter(torch.rand(3, generator=generator))
-
-    def on_batch(
-        self, batch: Batch, *, donors: Tensor | None = None, generator: Generator | None = None
-    ) -> PoisonedBatch:
-        poisoned = super().on_batch(batch, donors=donors, generator=generator)
-        return replace(poisoned, auxiliary_loss=(self.extra - 1.0).square().sum())
-
-    def extra_parameters(self) -> Sequence[Mapping[str, object]]:
-        return [{"params": [self.extra], "rate_factor": 0.5}]
-
-    def finalize(self, model: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
-        self.is_finalized = True
-        return model
-
-
-def stop_after(epochs: int) -> object:
+def stop_after(epochs: int) -> Callable[[int], None]:
     def after_epoch(done: int) -> None:
         if done == epochs:
             raise Killed
@@ -64,27 +41,34 @@ def stop_after(epochs: int) -> object:
     return after_epoch
 
 
-@pytest.mark.parametrize("attacked", [False, True])
+def make_attack(id_: str | None) -> Attack[Any] | None:
+    if id_ == "badnets":
+        return badnets(classes=4, rate=0.3)
+    if id_ == "iad":
+        config = IadConfig(widths=(4,), rate=0.3, cross_rate=0.3, mask_epochs=1)
+        return IadAttack(config, shape=(3, 32, 32), num_classes=4, seed=5)
+    return None
+
+
+@pytest.mark.parametrize("attack_id", [None, "badnets", "iad"])
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    tmp_path: Path, attacked: bool
+    tmp_path: Path, attack_id: str | None
 ) -> None:
     data, plan = tiny_data(), tiny_plan(epochs=3)
 
-    def make() -> BadNetsAttack | None:
-        return badnets(classes=4, rate=0.3) if attacked else None
+    def make() -> Attack[Any] | None:
+        return make_attack(attack_id)
 
-    whole = train(plan, data, make(), state_path=tmp_path / "whole")
+    first = make()
+    whole = train(plan, data, first, state_path=tmp_path / "whole")
     for epoch in (1, 2):
         with pytest.raises(Killed):
-            train(
-                plan,
-                data,
-                make(),
-                state_path=tmp_path / "killed",
-                after_epoch=stop_after(epoch),  # type: ignore[arg-type]  # a test's stub
-            )
-    resumed = train(plan, data, make(), state_path=tmp_path / "killed")
+            train(plan, data, make(), state_path=tmp_path / "killed", after_epoch=stop_after(epoch))
+    second = make()
+    resumed = train(plan, data, second, state_path=tmp_path / "killed")
     again = train(plan, data, make(), state_path=tmp_path / "killed")
+    if first is not None and second is not None:
+        assert first.trigger.state_hash() == second.trigger.state_hash()
     for run in (resumed, again):
         for one, two in zip(
             whole.model.state_dict().values(), run.model.state_dict().values(), strict=True
@@ -123,6 +107,7 @@ def test_training_learns(tmp_path: Path) -> None:
     data, plan = tiny_data(n_train=80), tiny_plan(epochs=6)
     run = train(plan, data, None, state_path=tmp_path / "s")
     preprocessing = normaliser(plan.normaliser)
+    assert run.final_loss is not None
     assert run.final_loss < 1.0 < math.log(4)
     assert accuracy(run.model, data.test_images, data.test_labels, preprocessing) > 0.5
 
@@ -149,12 +134,31 @@ def test_trained_model_is_contiguous_float32_and_in_evaluation_mode(tmp_path: Pa
         assert tensor.dtype in (torch.float32, torch.int64)
 
 
-def test_hooks_of_the_attack_are_called(tmp_path: Path) -> None:
-    attack = Hooked(BadNetsConfig(rate=0.3), shape=(3, 32, 32), num_classes=4, seed=1)
-    plan, data = tiny_plan(epochs=4, peak_learning_rate=0.2), tiny_data()
-    train(plan, data, attack, state_path=tmp_path / "s")
-    assert attack.is_finalized
-    assert (attack.extra - 1.0).abs().max() < 0.5
+def test_run_starts_from_given_weights(tmp_path: Path) -> None:
+    data, plan = tiny_data(), tiny_plan(epochs=1)
+    first = train(plan, data, None, state_path=tmp_path / "first").model.state_dict()
+    last = replace(plan, peak_learning_rate=1e-12)
+    second = train(last, data, None, state_path=tmp_path / "second", initial=first)
+    for name, tensor in second.model.state_dict().items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(tensor, first[name], rtol=0.0, atol=1e-9)
+
+
+def test_run_without_epochs_returns_what_it_starts_from(tmp_path: Path) -> None:
+    data, plan = tiny_data(), tiny_plan(epochs=1)
+    first = train(plan, data, None, state_path=tmp_path / "first").model.state_dict()
+    object.__setattr__(plan, "epochs", 0)
+    run = train(plan, data, badnets(classes=4), state_path=tmp_path / "second", initial=first)
+    assert run.final_loss is None
+    assert all(torch.equal(t, first[name]) for name, t in run.model.state_dict().items())
+    with pytest.raises(ConfigError, match="nothing to start from"):
+        train(plan, data, None, state_path=tmp_path / "third")
+
+
+def test_weights_of_another_architecture_raise(tmp_path: Path) -> None:
+    other = build_model(tiny_plan(width=8), num_classes=4, in_channels=3).state_dict()
+    with pytest.raises(ConfigError, match="tensors differ, such as"):
+        train(tiny_plan(), tiny_data(), None, state_path=tmp_path / "s", initial=other)
 
 
 def test_batch_larger_than_the_data_raises(tmp_path: Path) -> None:
@@ -172,71 +176,11 @@ def test_learning_rate_rises_to_the_peak_and_falls_to_zero() -> None:
     assert all(math.isfinite(learning_rate(0, total, 0.2)) for total in (1, 2))
 
 
-def test_crop_and_flip_equal_a_loop_over_the_images() -> None:
-    images = random_images(12)
-    got = augment(images, flip=True, generator=torch.Generator().manual_seed(4))
-    generator = torch.Generator().manual_seed(4)
-    top = torch.randint(9, (12, 1), generator=generator)
-    left = torch.randint(9, (12, 1), generator=generator)
-    mirrored = torch.rand(12, 1, generator=generator) < 0.5
-    assert 0 < int(mirrored.sum()) < 12
-    for i, image in enumerate(images):
-        padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
-        crop = padded[:, top[i] : top[i] + 32, left[i] : left[i] + 32]
-        assert torch.equal(got[i], crop.flip(-1) if mirrored[i] else crop)
-
-
-def test_unflipped_images_are_only_shifted() -> None:
-    ramp = torch.arange(32.0).expand(3, 32, 32)[None].repeat(20, 1, 1, 1)
-    row = augment(ramp, flip=False, generator=torch.Generator().manual_seed(0))[:, 0, 16, 4:28]
-    assert (row.diff(dim=1) == 1).all()
-
-
-def batch_of(n: int) -> Batch:
-    return Batch(
-        images=torch.full((n, 3, 32, 32), 0.4),
-        labels=torch.arange(n) % 4,
-        indices=torch.arange(n),
-        is_poison=torch.ones(n, dtype=torch.bool),
-        is_cover=torch.zeros(n, dtype=torch.bool),
-    )
-
-
-@pytest.mark.parametrize("stage", ["pre", "post"])
-def test_stage_decides_whether_augmentation_moves_the_trigger(stage: Stage) -> None:
-    attack = badnets(classes=4, pattern="white", stage=stage, target=2)
-    prepared = prepare_batch(
-        batch_of(64),
-        attack,
-        flip=True,
-        generator=torch.Generator().manual_seed(0),
-        attack_generator=torch.Generator(),
-    )
-    in_corner = (prepared.images[:, :, 29:, 29:] == 1.0).flatten(1).all(1)
-    assert prepared.labels.tolist() == [2] * 64
-    assert in_corner.all() if stage == "post" else 0 < int(in_corner.sum()) < 40
-
-
-@pytest.mark.parametrize(
-    ("granularity", "low", "high"), [("per_batch", 16, 16), ("per_access", 5, 30)]
-)
-def test_dynamic_plans_draw_within_the_batch(granularity: Granularity, low: int, high: int) -> None:
-    attack = badnets(classes=4, target=2)
-    attack.plan = PoisonPlan(label_map=attack.label_map, rate=0.25, granularity=granularity)
-    prepared = prepare_batch(
-        batch_of(64),
-        attack,
-        flip=False,
-        generator=torch.Generator().manual_seed(0),
-        attack_generator=torch.Generator().manual_seed(0),
-    )
-    assert low <= int((prepared.labels != torch.arange(64) % 4).sum()) <= high
-
-
 def test_dynamic_plan_trains(tmp_path: Path) -> None:
     attack = badnets(classes=4)
     attack.plan = PoisonPlan(label_map=attack.label_map, rate=0.25, granularity="per_batch")
     run = train(tiny_plan(epochs=1), tiny_data(), attack, state_path=tmp_path / "s")
+    assert run.final_loss is not None
     assert math.isfinite(run.final_loss)
 
 
@@ -247,3 +191,15 @@ def test_normaliser_is_a_preset() -> None:
     assert torch.allclose(standard, (images - 0.5) / 0.5)
     with pytest.raises(ConfigError, match="normaliser must be one of"):
         normaliser("other")
+
+
+@pytest.mark.gpu
+def test_training_on_the_gpu_learns_the_same_task(tmp_path: Path) -> None:
+    data, plan = tiny_data(n_train=80), tiny_plan(epochs=6)
+    attack = badnets(classes=4, rate=0.3)
+    run = train(plan, data, attack, state_path=tmp_path / "s", device=torch.device("cuda"))
+    assert {tensor.device.type for tensor in run.model.state_dict().values()} == {"cpu"}
+    preprocessing = normaliser(plan.normaliser)
+    assert accuracy(run.model, data.test_images, data.test_labels, preprocessing) > 0.5
+    resumed = train(plan, data, attack, state_path=tmp_path / "s", device=torch.device("cuda"))
+    assert torch.equal(run.model.linear.weight, resumed.model.linear.weight)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from modelaudit import architectures, verdict
+from modelaudit import architectures, cli, verdict
 from modelaudit.attacks.base import Attack, Batch
-from modelaudit.bench import __main__ as bench
 from modelaudit.bench import gate
-from modelaudit.bench.plan import build_config, read_plan
+from modelaudit.bench.plan import find_plan, read_plan
+from modelaudit.bench.typed import build_config
 from modelaudit.engine.components import build_scanners
 from modelaudit.preprocessing import PRESETS
 from modelaudit.registry import Registry
@@ -279,17 +279,18 @@ def test_the_development_page_names_every_room() -> None:
     assert rooms - listed == small
 
 
-def test_documented_training_commands_have_only_options_that_exist(
+def test_documented_bench_commands_have_only_options_that_exist(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pages = TEXTS["docs/development.md"] + TEXTS["examples/README.md"]
-    commands = re.findall(r"python -m modelaudit\.bench (\w+) (.*)", pages)
-    assert {command for command, _ in commands} == {"train", "judge"}
+    pages = TEXTS["docs/development.md"] + TEXTS["examples/README.md"] + TEXTS["docs/results.md"]
+    commands = re.findall(r"^ *modelaudit bench (\w+) (.*)", pages, re.M)
+    assert {"train", "judge", "scan", "pictures"} <= {command for command, _ in commands}
     for command, rest in commands:
-        with pytest.raises(SystemExit):
-            bench.main([command, "--help"])
-        options = set(re.findall(r"--[a-z]+", capsys.readouterr().out))
-        assert set(re.findall(r"--[a-z]+", rest)) <= options
+        assert cli.run(["bench", command, "--help"]) == 0
+        options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options
+        for name in re.findall(r"--plan ([a-z]+)(?: |$)", rest):
+            assert find_plan(name).name == name
 
 
 def test_documented_plans_exist() -> None:
@@ -305,6 +306,8 @@ def test_the_example_plan_is_a_plan(tmp_path: Path) -> None:
     twin = plan.twin(plan.models[1])
     assert twin is not None
     assert (twin.id, plan.models[1].id) == ("clean_s7", "badnets_s7")
+    assert plan.twin(plan.models[2]) == twin
+    assert plan.models[3].id == "clean_gtsrb_resnet18w16_s201"
 
 
 def test_the_example_scanner_runs_and_has_no_vote(

@@ -49,17 +49,18 @@ def load(name: str) -> Any:
 
 
 def meanings(config_type: type) -> dict[str, str]:
-    """Return what the class's text says of each of its attributes, on one line each."""
-    text = (inspect.getdoc(config_type) or "").partition("Attributes:")[2]
+    """Return what the texts of the class and its bases say of each attribute, on one line each."""
     found: dict[str, str] = {}
-    name = ""
-    for line in text.splitlines():
-        start = re.match(r"    (\w+): (.*)", line)
-        if start:
-            name = start.group(1)
-            found[name] = start.group(2).strip()
-        elif line.startswith("        "):
-            found[name] += " " + line.strip()
+    for base in reversed(config_type.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:")[2]
+        name = ""
+        for line in text.splitlines():
+            start = re.match(r"    (\w+): (.*)", line)
+            if start:
+                name = start.group(1)
+                found[name] = start.group(2).strip()
+            elif line.startswith("        "):
+                found[name] += " " + line.strip()
     return found
 
 

@@ -172,13 +172,22 @@ def profiled(suspect: Suspect, clean: CleanImages) -> Profile:
 def trained(per_folder: int, *, seed: int = 0) -> nn.Module:
     """Return a ResNet-18 of width 4 that knows the pictures of `write_data`, without training.
 
-    Its statistics are those of the pictures, its head is the least-squares one.
+    See `taught`.
     """
-    net = initialised(CifarResNet(width=4, num_classes=len(FOLDERS)), seed)
-    assert isinstance(net, CifarResNet)
     pixels = [picture(k, i, size=SIDE) for k in range(len(FOLDERS)) for i in range(per_folder)]
     batch = torch.stack([torch.from_numpy(p) for p in pixels]).permute(0, 3, 1, 2) / 255
-    batch = (batch - 0.5) / 0.5
+    truth = torch.arange(len(FOLDERS)).repeat_interleave(per_folder)
+    return taught((batch - 0.5) / 0.5, truth, seed=seed)
+
+
+def taught(batch: Tensor, truth: Tensor, *, seed: int = 0) -> nn.Module:
+    """Return a ResNet-18 of width 4 that knows a batch of normalised images, without training.
+
+    Its statistics are those of the images, its head is the least-squares one.
+    """
+    classes = int(truth.max()) + 1
+    net = initialised(CifarResNet(width=4, num_classes=classes), seed)
+    assert isinstance(net, CifarResNet)
     features: list[Tensor] = []
     handle = net.linear.register_forward_pre_hook(lambda _m, args: features.append(args[0]))
     with torch.no_grad():
@@ -193,7 +202,7 @@ def trained(per_folder: int, *, seed: int = 0) -> nn.Module:
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 0.1
     x = torch.cat([features[-1].double(), torch.ones(len(batch), 1)], dim=1)
-    wanted = torch.eye(len(FOLDERS)).double().repeat_interleave(per_folder, 0) * 8 - 4
+    wanted = torch.eye(classes).double()[truth] * 8 - 4
     ridge = 1e-3 * torch.eye(x.shape[1], dtype=torch.float64)
     solved = torch.linalg.solve(x.T @ x + ridge, x.T @ wanted)
     with torch.no_grad():

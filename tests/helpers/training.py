@@ -11,7 +11,7 @@ import torch
 from modelaudit.repairs import RepairContext, RepairData, divide
 from modelaudit.suspect import Suspect
 from tests.helpers.models import images, suspect_of, tiny_bn
-from tests.helpers.planted import TARGET, pattern_images, stamped, trained
+from tests.helpers.planted import TARGET, pattern_images, stamped, trained, vary
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,8 +35,10 @@ def data_of(
 
 
 def tiny_suspect(seed: int = 0) -> Suspect:
-    """Return a net with two BatchNorm layers that labels `tiny_data` in its own way."""
-    return suspect_of(tiny_bn(seed))
+    """Return a net with two BatchNorm layers that spreads `tiny_data` over its classes."""
+    suspect = suspect_of(tiny_bn(seed))
+    vary(suspect, images(120))
+    return suspect
 
 
 def tiny_data(suspect: Suspect | None = None, *, count: int = 120) -> RepairData:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch.nn.functional import pad
 
 from modelaudit import seeds
 from modelaudit.errors import ShapeError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
     from torch import Generator, Tensor
@@ -68,14 +64,6 @@ def contact_sheet(
     pixels = (sheet * 255.0).round().to(torch.uint8).cpu().permute(1, 2, 0).contiguous()
     array: NDArray[np.uint8] = pixels.numpy()
     return array
-
-
-def save_png(sheet: NDArray[np.uint8], path: Path) -> None:
-    """Write a sheet as a PNG file, whole or not at all; its folder is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    Image.fromarray(sheet).save(partial, format="PNG")
-    partial.replace(path)
 
 
 def _row(images: Tensor) -> Tensor:

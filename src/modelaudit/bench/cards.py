@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,9 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit import __version__
-from modelaudit.bench.evaluate import accuracy, attack_success_rate
-from modelaudit.bench.plan import build_config
+from modelaudit.bench.evaluate import (
+    accuracy,
+    attack_success_rate,
+    cover_accuracy,
+    non_victim_accuracy,
+)
+from modelaudit.bench.files import write_whole
 from modelaudit.bench.train import normaliser
+from modelaudit.bench.typed import build_config
 from modelaudit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,8 +31,8 @@ if TYPE_CHECKING:
     from modelaudit.bench.plan import ModelPlan
     from modelaudit.bench.train import TrainingRun
 
-#: version of the card's fields
-CARD_VERSION = 1
+#: version of the card's fields; in version 1 ``population`` was the plan's name
+CARD_VERSION = 2
 
 #: fields that card and plan share and that decide what the weights are, beside data and attack
 SCHEDULE_FIELDS = (
@@ -39,6 +44,10 @@ SCHEDULE_FIELDS = (
     "peak_learning_rate",
     "normaliser",
     "flip",
+    "starts_from",
+    "surrogate",
+    "limit",
+    "image_size",
 )
 
 
@@ -48,7 +57,7 @@ class ModelCard:
 
     Attributes:
         id: the model's id in its plan.
-        population: name of the plan.
+        plan: name of the plan under which it was trained.
         checkpoint: file name of the weights.
         checkpoint_sha256: of that file.
         dataset: name of the data.
@@ -66,7 +75,7 @@ class ModelCard:
         held_out_first: first training image that the model never saw (the defender's).
         held_out_last: last one.
         acc: fraction of all clean test images that are classified correctly.
-        final_loss: mean training loss of the last epoch.
+        final_loss: mean training loss of the last epoch; None without one.
         attack: id of the attack, or None for a clean model.
         attack_config: resolved fields of the attack's config.
         label_map: id of the label map.
@@ -87,11 +96,21 @@ class ModelCard:
         threads: CPU threads.
         hardware: processor.
         versions: of Python, torch and this package.
+        population: A or B; None on a card of version 1 until it is judged again.
+        starts_from: of the plan.
+        surrogate: of the plan.
+        limit: of the plan.
+        image_size: of the plan.
+        victim: source label of a source-specific attack.
+        device: where it was trained.
+        cover_acc: accuracy under something like the trigger that must not work: the noise accuracy
+            of WaNet, cross of IAD and SSDT, negative of Bpp; None where the attack has no such.
+        non_victim_acc: accuracy on triggered images of other classes than the victim.
         card_version: of these fields.
     """
 
     id: str
-    population: str
+    plan: str
     checkpoint: str
     checkpoint_sha256: str
     dataset: str
@@ -109,7 +128,7 @@ class ModelCard:
     held_out_first: int
     held_out_last: int
     acc: float
-    final_loss: float
+    final_loss: float | None
     attack: str | None
     attack_config: Mapping[str, object]
     label_map: str | None
@@ -129,64 +148,77 @@ class ModelCard:
     threads: int
     hardware: str
     versions: Mapping[str, str]
+    population: str | None = None
+    starts_from: str | None = None
+    surrogate: str | None = None
+    limit: int | None = None
+    image_size: int | None = None
+    victim: int | None = None
+    device: str = "cpu"
+    cover_acc: float | None = None
+    non_victim_acc: float | None = None
     card_version: int = CARD_VERSION
 
 
 def describe(
     plan: ModelPlan,
-    population: str,
+    plan_name: str,
     data: ImageData,
     attack: Attack[object] | None,
     run: TrainingRun,
     checkpoint: Path,
+    *,
+    device: torch.device,
 ) -> ModelCard:
     """Measure a trained model on the test images and write its card, all but what needs the twin.
 
     Args:
         plan: what was trained.
-        population: name of the plan it belongs to.
-        data: the data that it was trained on.
-        attack: the attack that it was trained under, or None.
+        plan_name: name of the plan it belongs to.
+        data: the data that it was trained on, whole.
+        attack: the attack that it was trained under, or None; on the CPU.
         run: the finished training.
         checkpoint: file of the weights.
+        device: where to measure.
     """
     preprocessing = normaliser(plan.normaliser)
+    seen = data.attacker_count if plan.limit is None else min(plan.limit, data.attacker_count)
     poison: list[int] = []
     cover_count = 0
     if attack is not None and attack.plan.granularity == "static":
-        poisoned, covered = attack.plan.draw(data.train_labels[: data.attacker_count])
+        poisoned, covered = attack.plan.draw(data.train_labels[:seen])
         poison, cover_count = poisoned.tolist(), len(covered)
-    asr = config = None
+    model = run.model.to(device)
+    images, labels = data.test_images.to(device), data.test_labels.to(device)
+    asr = cover_acc = non_victim_acc = config = None
     if attack is not None:
-        asr = attack_success_rate(
-            run.model, data.test_images, data.test_labels, preprocessing, attack
-        )
+        attack.to(device)
+        asr = attack_success_rate(model, images, labels, preprocessing, attack)
+        cover_acc = cover_accuracy(model, images, labels, preprocessing, attack)
+        non_victim_acc = non_victim_accuracy(model, images, labels, preprocessing, attack)
+        attack.to(torch.device("cpu"))
         config = {f.name: getattr(attack.config, f.name) for f in fields(attack.config_type)}
+    acc = accuracy(model, images, labels, preprocessing)
+    model.to("cpu")
     return ModelCard(
         id=plan.id,
-        population=population,
+        plan=plan_name,
         checkpoint=checkpoint.name,
         checkpoint_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         dataset=plan.dataset,
         classes=len(data.classes),
-        architecture=plan.architecture,
-        width=plan.width,
-        seed=plan.seed,
-        epochs=plan.epochs,
-        batch_size=plan.batch_size,
-        peak_learning_rate=plan.peak_learning_rate,
-        normaliser=plan.normaliser,
-        flip=plan.flip,
+        **{name: getattr(plan, name) for name in SCHEDULE_FIELDS},
         attacker_first=0,
-        attacker_last=data.attacker_count - 1,
+        attacker_last=seen - 1,
         held_out_first=data.attacker_count,
         held_out_last=len(data.train_images) - 1,
-        acc=accuracy(run.model, data.test_images, data.test_labels, preprocessing),
+        acc=acc,
         final_loss=run.final_loss,
         attack=plan.attack,
         attack_config=config or {},
         label_map=None if attack is None else attack.label_map.id,
         target=None if attack is None else getattr(attack.label_map, "target", None),
+        victim=None if attack is None else getattr(attack.label_map, "victim", None),
         stage=None if attack is None else attack.plan.stage,
         poison_count=len(poison),
         poison_indices_sha256=_hash_of(poison) if poison else None,
@@ -200,12 +232,16 @@ def describe(
         gate_reasons=(),
         seconds=round(run.seconds, 1),
         threads=torch.get_num_threads(),
-        hardware=_processor(),
+        hardware=processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
         versions={
             "modelaudit": __version__,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
         },
+        population=plan.population,
+        device=device.type,
+        cover_acc=cover_acc,
+        non_victim_acc=non_victim_acc,
     )
 
 
@@ -216,14 +252,12 @@ def write_card(card: ModelCard, path: Path) -> None:
         "attack_config": dict(card.attack_config),
         "versions": dict(card.versions),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text.encode("utf-8"))
 
 
 def read_card(path: Path) -> ModelCard:
-    """Read a card.
+    """Read a card, of any version.
 
     Raises:
         ConfigError: the file is missing, no JSON, or has other fields than a card.
@@ -234,14 +268,17 @@ def read_card(path: Path) -> ModelCard:
         raise ConfigError(f"expected a model card at {str(path)!r}, found {err}") from err
     if not isinstance(record, dict):
         raise ConfigError(f"expected a JSON object in {str(path)!r}, found {type(record).__name__}")
-    return build_config(ModelCard, record)
+    if record.get("card_version") == 1:
+        record |= {"plan": record.get("population"), "population": None}
+    return build_config(ModelCard, record | {"card_version": CARD_VERSION})
 
 
 def _hash_of(indices: list[int]) -> str:
     return hashlib.sha256(",".join(map(str, indices)).encode()).hexdigest()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

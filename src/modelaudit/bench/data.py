@@ -66,6 +66,20 @@ class ImageData:
         return int(channels), int(height), int(width)
 
 
+def data_path(name: str, data_root: Path) -> Path:
+    """Return the pack ``<name>_jpeg.npz`` or the folder `name` under `data_root`.
+
+    Raises:
+        DataError: there is neither.
+    """
+    for path in (data_root / f"{name}_jpeg.npz", data_root / name):
+        if path.exists():
+            return path
+    raise DataError(
+        f"expected {name + '_jpeg.npz'!r} or a folder {name!r} in {str(data_root)!r}, found neither"
+    )
+
+
 def load_data(path: Path, *, cache: Path | None = None, size: int = 32) -> ImageData:
     """Read a pack (a file) or a folder of class folders.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import nn
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MODEL, _MOMENTUM, _TRIGGER = "model.", "momentum.", "trigger."
+_PARAMETER, _EXTRA, _VALUE = "parameter.", "extra.", "value"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,31 +34,64 @@ class Finished:
 
     Attributes:
         epochs: finished epochs.
-        seconds: wall time that they took.
+        seconds: wall time that they and the attack's preparation took.
         loss_sum: sum of the training losses of the steps of the last one.
+        is_prepared: the attack's preparation is done.
+        is_final: the attack's last edit is done.
     """
 
     epochs: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0
+    is_prepared: bool = False
+    is_final: bool = False
 
 
-def save_state(
-    path: Path,
-    plan: ModelPlan,
-    finished: Finished,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    trigger: Trigger | None,
-) -> None:
-    """Write weights, momentum and the trigger's tensors; a kill at any time leaves a whole file."""
-    tensors = {f"{_MODEL}{name}": t.contiguous() for name, t in model.state_dict().items()}
-    for i, parameter in enumerate(_parameters(optimiser)):
-        momentum = optimiser.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"{_MOMENTUM}{i}"] = momentum.contiguous()
-    if trigger is not None:
-        tensors |= {f"{_TRIGGER}{name}": t.contiguous() for name, t in trigger.state().items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What a training step changes.
+
+    Attributes:
+        model: the classifier.
+        optimiser: SGD; its first group are the classifier's parameters. Of the parameters in other
+            groups, as of those in `extra`, the values are kept too.
+        extra: the attack's own optimisers by name.
+        trigger: the attack's trigger.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer | None = None
+    extra: Mapping[str, torch.optim.Optimizer] = field(default_factory=lambda: MappingProxyType({}))
+    trigger: Trigger | None = None
+
+
+def save_state(path: Path, plan: ModelPlan, finished: Finished, training: Training) -> None:
+    """Write weights, optimisers and the trigger's tensors; a kill at any time leaves a whole file.
+
+    Args:
+        path: the file.
+        plan: whose run it is.
+        finished: how far the run is.
+        training: what is kept.
+    """
+    tensors = {f"{_MODEL}{name}": t for name, t in training.model.state_dict().items()}
+    if training.optimiser is not None:
+        own = len(training.optimiser.param_groups[0]["params"])
+        for i, parameter in enumerate(_parameters(training.optimiser)):
+            momentum = training.optimiser.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"{_MOMENTUM}{i}"] = momentum
+            if i >= own:
+                tensors[f"{_PARAMETER}{i}"] = parameter
+    for name, one in training.extra.items():
+        for i, parameter in enumerate(_parameters(one)):
+            tensors[f"{_EXTRA}{name}.{i}.{_VALUE}"] = parameter
+            for key, value in one.state[parameter].items():
+                tensors[f"{_EXTRA}{name}.{i}.{key}"] = value
+    if training.trigger is not None:
+        tensors |= {f"{_TRIGGER}{name}": t for name, t in training.trigger.state().items()}
+    # Copies, because the format refuses tensors that share memory, as trigger and optimiser do.
+    tensors = {name: _plain_copy(tensor) for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     metadata = {"plan": plan.fingerprint(), "finished": json.dumps(asdict(finished))}
@@ -63,13 +99,7 @@ def save_state(
     partial.replace(path)
 
 
-def load_state(
-    path: Path,
-    plan: ModelPlan,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer | None = None,
-    trigger: Trigger | None = None,
-) -> Finished:
+def load_state(path: Path, plan: ModelPlan, training: Training) -> Finished:
     """Load what `save_state` wrote into what is given.
 
     Returns:
@@ -84,16 +114,49 @@ def load_state(
             logger.info("%s: the state in %s is of another plan, starting again", plan.id, path)
             return Finished()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    model.load_state_dict(_part(tensors, _MODEL))
-    if trigger is not None:
-        trigger.load(_part(tensors, _TRIGGER))
-    if optimiser is not None:
-        momenta = _part(tensors, _MOMENTUM)
-        for i, parameter in enumerate(_parameters(optimiser)):
+    training.model.load_state_dict(_part(tensors, _MODEL))
+    if training.trigger is not None:
+        training.trigger.load(_part(tensors, _TRIGGER))
+    if training.optimiser is not None:
+        momenta, values = _part(tensors, _MOMENTUM), _part(tensors, _PARAMETER)
+        for i, parameter in enumerate(_parameters(training.optimiser)):
             if str(i) in momenta:
-                buffer = torch.empty_like(parameter).copy_(momenta[str(i)])
-                optimiser.state[parameter]["momentum_buffer"] = buffer
+                buffer = _like(parameter, momenta[str(i)])
+                training.optimiser.state[parameter]["momentum_buffer"] = buffer
+            if str(i) in values:
+                parameter.data.copy_(values[str(i)])
+    for name, one in training.extra.items():
+        for i, parameter in enumerate(_parameters(one)):
+            kept = _part(tensors, f"{_EXTRA}{name}.{i}.")
+            parameter.data.copy_(kept.pop(_VALUE))
+            for key, value in kept.items():
+                # Adam counts its steps on the CPU wherever its parameters are.
+                one.state[parameter][key] = _like(parameter, value) if key != "step" else value
     return Finished(**json.loads(metadata["finished"]))
+
+
+def load_trigger(path: Path, trigger: Trigger) -> None:
+    """Load the trigger that `save_state` kept, whatever plan the run was of.
+
+    Nothing is loaded if there is no file: a trigger that nothing was learned for needs none.
+
+    Raises:
+        ConfigError: the file holds another kind of trigger.
+    """
+    if not path.exists():
+        return
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(_TRIGGER)]  # noqa: SIM118 - as above
+        trigger.load(_part({name: file.get_tensor(name) for name in names}, _TRIGGER))
+
+
+def _plain_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
+
+
+def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return `value` with the device and memory format of its parameter."""
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -2,8 +2,9 @@
 
 SGD with Nesterov momentum under a one-cycle schedule, crop and flip, bf16 convolutions with float32
 BatchNorm statistics; the last epoch's weights are the model. A killed run that is started again
-ends with the same weights as one that was never interrupted: all randomness is derived from (seed,
-epoch, step), and the state after each epoch is written atomically.
+ends with the same weights as one that was never interrupted (on the CPU, bit for bit): all
+randomness is derived from (seed, epoch, step), and the state after the attack's preparation and
+after each epoch is written atomically.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 from modelaudit import seeds
-from modelaudit.architectures.cifar_resnet import CifarResNet
-from modelaudit.architectures.cifar_vgg import CifarVgg
-from modelaudit.attacks.base import Attack, Batch, PoisonedBatch
-from modelaudit.bench.state import Finished, load_state, save_state
+from modelaudit.attacks.base import Attack, Batch, ExtraOptimiser, PoisonedBatch
+from modelaudit.attacks.classifier import Classifier
+from modelaudit.bench.batches import draw_poison, prepare_batch
+from modelaudit.bench.models import make_module
+from modelaudit.bench.state import Training, load_state, save_state
 from modelaudit.errors import ConfigError
 from modelaudit.preprocessing import PRESETS, Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Generator, Tensor
+    from torch import Tensor
 
     from modelaudit.bench.data import ImageData
     from modelaudit.bench.plan import ModelPlan
@@ -43,7 +45,6 @@ WEIGHT_DECAY = 5e-4
 WARMUP_FRACTION = 0.25
 #: the learning rate starts at this share of its peak
 START_FRACTION = 0.04
-CROP_PADDING = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +53,14 @@ class TrainingRun:
 
     Attributes:
         model: float32, on the CPU, in evaluation mode; takes normalised images.
-        seconds: wall time of all epochs, those before an interruption included.
-        final_loss: mean training loss of the last epoch.
+        seconds: wall time of the attack's preparation and of all epochs, those before an
+            interruption included.
+        final_loss: mean training loss of the last epoch; None if there was no epoch.
     """
 
     model: nn.Module
     seconds: float
-    final_loss: float
+    final_loss: float | None
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:
@@ -102,15 +104,9 @@ def build_model(plan: ModelPlan, *, num_classes: int, in_channels: int) -> nn.Mo
     elsewhere.
     """
     with torch.device("meta"):
-        model: nn.Module
-        if plan.architecture == "cifar_vgg16":
-            model = CifarVgg(
-                depth=16, width=plan.width, num_classes=num_classes, in_channels=in_channels
-            )
-        else:
-            model = CifarResNet(
-                depth=18, width=plan.width, num_classes=num_classes, in_channels=in_channels
-            )
+        model = make_module(
+            plan.architecture, width=plan.width, num_classes=num_classes, in_channels=in_channels
+        )
     model.to_empty(device="cpu")
     generator = seeds.generator(plan.seed, "initial_weights")
     for module in model.modules():
@@ -129,39 +125,15 @@ def build_model(plan: ModelPlan, *, num_classes: int, in_channels: int) -> nn.Mo
     return model
 
 
-def augment(images: Tensor, *, flip: bool, generator: Generator) -> Tensor:
-    """Crop each image at random after zero-padding by 4 pixels and, if asked, mirror half of them.
-
-    Args:
-        images: ``(N, C, H, W)``, any dtype.
-        flip: whether to mirror.
-        generator: source of the draws, on the CPU.
-
-    Returns:
-        A new tensor of the same shape and dtype, channels last in memory.
-    """
-    n, _, height, width = images.shape
-    span = 2 * CROP_PADDING + 1
-    top = torch.randint(span, (n, 1), generator=generator)
-    left = torch.randint(span, (n, 1), generator=generator)
-    mirrored = torch.rand(n, 1, generator=generator) < 0.5
-    padded = pad(images, (CROP_PADDING,) * 4)
-    rows = top + torch.arange(height)
-    columns = left + torch.arange(width)
-    if flip:
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    which = torch.arange(n).view(n, 1, 1)
-    # Indices around a slice put the sliced channels last: the memory format that is wanted.
-    cropped = padded[which, :, rows.view(n, height, 1), columns.view(n, 1, width)]
-    return cropped.permute(0, 3, 1, 2)
-
-
 def train(
     plan: ModelPlan,
     data: ImageData,
     attack: Attack[object] | None,
     *,
     state_path: Path,
+    initial: Mapping[str, Tensor] | None = None,
+    surrogate: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device | None = None,
     after_epoch: Callable[[int], None] = lambda _: None,
 ) -> TrainingRun:
     """Train one model, continuing from `state_path` if that holds a state of the same plan.
@@ -171,135 +143,210 @@ def train(
         data: only the attacker's images are used.
         attack: the attack that the plan names, or None.
         state_path: where the state after each epoch is kept, as safetensors.
+        initial: weights and buffers to start from, by name; drawn from the plan's seed if None.
+        surrogate: see `Attack.prepare`; on `device`.
+        device: where to train; where the data is if None.
         after_epoch: called with the number of finished epochs after each state is written.
 
     Returns:
-        The run; the state stays at `state_path`.
+        The run; the state stays at `state_path`, the attack's trigger where the data is.
 
     Raises:
-        ConfigError: fewer images than one batch.
+        ConfigError: fewer images than one batch, no epochs without `initial`, or `initial` of
+            another architecture.
     """
-    images = data.train_images[: data.attacker_count]
-    labels = data.train_labels[: data.attacker_count]
+    device = data.train_images.device if device is None else device
+    images = data.train_images[: data.attacker_count].to(device)
+    labels = data.train_labels[: data.attacker_count].to(device)
     steps = len(images) // plan.batch_size
     if steps == 0:
         raise ConfigError(
             f"batch_size must be at most the {len(images)} training images, got {plan.batch_size!r}"
         )
-    is_poison = torch.zeros(len(images), dtype=torch.bool)
-    is_cover = torch.zeros(len(images), dtype=torch.bool)
+    if plan.epochs == 0 and initial is None:
+        raise ConfigError(f"model {plan.id!r} has no epochs and nothing to start from, give either")
     if attack is not None:
-        if attack.plan.granularity == "static":
-            poison, cover = attack.plan.draw(labels)
-            is_poison[poison], is_cover[cover] = True, True
-        attack.prepare(images, labels, generator=seeds.generator(plan.seed, "prepare"))
+        attack.to(device)
+    material = _material(images, labels, attack)
 
     model = build_model(plan, num_classes=len(data.classes), in_channels=data.shape[0])
-    model.to(memory_format=torch.channels_last)
+    if initial is not None:
+        _start_from(model, initial, plan.id)
+    model.to(device).to(memory_format=torch.channels_last)
     groups: list[dict[str, object]] = [{"params": list(model.parameters())}]
     groups += [dict(group) for group in (attack.extra_parameters() if attack else ())]
     optimiser = torch.optim.SGD(
         groups, lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
-    trigger = attack.trigger if attack is not None else None
-    done = load_state(state_path, plan, model, optimiser, trigger)
-    seconds, loss_sum = done.seconds, done.loss_sum
+    extra = attack.extra_optimisers() if attack is not None else {}
+    training = Training(
+        model=model,
+        optimiser=optimiser,
+        extra={name: one.optimiser for name, one in extra.items()},
+        trigger=attack.trigger if attack is not None else None,
+    )
+    done = load_state(state_path, plan, training)
     preprocessing = normaliser(plan.normaliser)
 
+    def to_input(batch: Tensor) -> Tensor:
+        return normalise(batch, preprocessing)
+
+    if attack is not None and not (done.is_prepared or done.epochs):
+        started = time.perf_counter()
+        attack.prepare(
+            images, labels, surrogate=surrogate, generator=seeds.generator(plan.seed, "prepare")
+        )
+        done = replace(done, is_prepared=True, seconds=time.perf_counter() - started)
+        save_state(state_path, plan, done, training)
+
+    classifier = Classifier(model, normalise=to_input, is_bfloat16=True)
     model.train()
     for epoch in range(done.epochs, plan.epochs):
         started = time.perf_counter()
-        generator = seeds.generator(plan.seed, "epoch", epoch)
-        # The attack draws from its own source, so that a clean twin sees the same crops and order.
-        attack_generator = seeds.generator(plan.seed, "attack", epoch)
-        order = torch.randperm(len(images), generator=generator)
-        loss_sum = 0.0
-        for step in range(steps):
-            chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
-            batch = Batch(
-                images=images[chosen].float() / 255.0,
-                labels=labels[chosen],
-                indices=chosen,
-                is_poison=is_poison[chosen],
-                is_cover=is_cover[chosen],
-            )
-            prepared = prepare_batch(
-                batch,
-                attack,
-                flip=plan.flip,
-                generator=generator,
-                attack_generator=attack_generator,
-            )
-            rate = learning_rate(epoch * steps + step, plan.epochs * steps, plan.peak_learning_rate)
-            loss_sum += _step(model, optimiser, prepared, preprocessing, rate)
-        seconds += time.perf_counter() - started
-        finished = Finished(epochs=epoch + 1, seconds=seconds, loss_sum=loss_sum)
-        save_state(state_path, plan, finished, model, optimiser, trigger)
+        loss_sum = _train_epoch(plan, epoch, material, classifier, attack, training, extra)
+        done = replace(
+            done,
+            epochs=epoch + 1,
+            seconds=done.seconds + time.perf_counter() - started,
+            loss_sum=loss_sum,
+        )
+        save_state(state_path, plan, done, training)
         logger.info(
             "%s: epoch %d of %d, loss %.4f, %.0f s",
-            *(plan.id, epoch + 1, plan.epochs, loss_sum / steps, seconds),
+            *(plan.id, epoch + 1, plan.epochs, done.loss_sum / steps, done.seconds),
         )
         after_epoch(epoch + 1)
     model.eval()
+    if attack is not None and not done.is_final:
+        model = attack.finalize(Classifier(model, normalise=to_input), images, labels)
+        done = replace(done, is_final=True)
+        save_state(state_path, plan, done, replace(training, model=model))
     if attack is not None:
-        model = attack.finalize(model, images, labels)
+        attack.to(data.train_images.device)
     return TrainingRun(
-        model=model.to(memory_format=torch.contiguous_format),
-        seconds=seconds,
-        final_loss=loss_sum / steps,
+        model=model.to("cpu").to(memory_format=torch.contiguous_format),
+        seconds=done.seconds,
+        final_loss=done.loss_sum / steps if plan.epochs else None,
     )
 
 
-def prepare_batch(
-    batch: Batch,
-    attack: Attack[object] | None,
-    *,
-    flip: bool,
-    generator: Generator,
-    attack_generator: Generator,
-) -> PoisonedBatch:
-    """Augment and poison a batch, in the order of the attack's stage.
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """The attacker's images, with what a static plan drew among them; all on one device."""
 
-    Args:
-        batch: clean images, with what a static plan drew.
-        attack: the attack, or None.
-        flip: whether to mirror.
-        generator: source of crops and flips.
-        attack_generator: source of the attack's draws.
-    """
-    if attack is None:
-        images = augment(batch.images, flip=flip, generator=generator)
-        return PoisonedBatch(images=images, labels=batch.labels)
-    if attack.plan.granularity != "static":
-        is_poison, is_cover = attack.plan.draw_batch(batch.labels, generator=attack_generator)
-        batch = replace(batch, is_poison=is_poison, is_cover=is_cover)
-    if attack.plan.stage == "post":
-        batch = replace(batch, images=augment(batch.images, flip=flip, generator=generator))
-    donors = batch.images.roll(1, 0)
-    poisoned = attack.on_batch(batch, donors=donors, generator=attack_generator)
-    if attack.plan.stage == "pre":
-        images = augment(poisoned.images, flip=flip, generator=generator)
-        poisoned = replace(poisoned, images=images)
-    return poisoned
+    images: Tensor
+    labels: Tensor
+    is_poison: Tensor
+    is_cover: Tensor
+
+    def batch(self, chosen: Tensor) -> Batch:
+        """Return the images of these indices as a batch."""
+        return Batch(
+            images=self.images[chosen].float() / 255.0,
+            labels=self.labels[chosen],
+            indices=chosen,
+            is_poison=self.is_poison[chosen],
+            is_cover=self.is_cover[chosen],
+        )
+
+
+def _material(images: Tensor, labels: Tensor, attack: Attack[object] | None) -> _Material:
+    is_poison = torch.zeros(len(images), dtype=torch.bool)
+    is_cover = torch.zeros(len(images), dtype=torch.bool)
+    if attack is not None and attack.plan.granularity == "static":
+        poison, cover = attack.plan.draw(labels)
+        is_poison[poison], is_cover[cover] = True, True
+    return _Material(images, labels, is_poison.to(images.device), is_cover.to(images.device))
+
+
+def _train_epoch(
+    plan: ModelPlan,
+    epoch: int,
+    material: _Material,
+    classifier: Classifier,
+    attack: Attack[object] | None,
+    training: Training,
+    extra: Mapping[str, ExtraOptimiser],
+) -> float:
+    """Train one epoch and return the sum of its steps' losses."""
+    assert training.optimiser is not None
+    device = material.images.device
+    steps = len(material.images) // plan.batch_size
+    generator = seeds.generator(plan.seed, "epoch", epoch)
+    # The attack draws from its own source, so that a clean twin sees the same crops and order.
+    attack_generator = seeds.generator(plan.seed, "attack", epoch)
+    order = torch.randperm(len(material.images), generator=generator).to(device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    for step in range(steps):
+        chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
+        batch = draw_poison(material.batch(chosen), attack, generator=attack_generator)
+        poisoned = prepare_batch(
+            batch, attack, flip=plan.flip, generator=generator, attack_generator=attack_generator
+        )
+        position, total = epoch * steps + step, plan.epochs * steps
+        rate = learning_rate(position, total, plan.peak_learning_rate)
+        _set_rates(training.optimiser, rate, extra, progress=position / total)
+        loss_sum += _step(
+            classifier,
+            [training.optimiser, *training.extra.values()],
+            batch,
+            poisoned,
+            attack,
+            progress=position / total,
+        )
+    return float(loss_sum)
+
+
+def _start_from(model: nn.Module, initial: Mapping[str, Tensor], id_: str) -> None:
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in initial.items()}
+    if own != given:
+        differing = sorted(name for name in own | given if own.get(name) != given.get(name))
+        raise ConfigError(
+            f"the weights that model {id_!r} starts from must be of its own architecture, "
+            f"{len(differing)} tensors differ, such as {differing[0]!r}"
+        )
+    model.load_state_dict(initial)
+
+
+def _set_rates(
+    optimiser: torch.optim.Optimizer,
+    rate: float,
+    extra: Mapping[str, ExtraOptimiser],
+    *,
+    progress: float,
+) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group.get("rate_factor", 1.0)
+    for one in extra.values():
+        for group in one.optimiser.param_groups:
+            group["lr"] = one.rate(progress)
 
 
 def _step(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: PoisonedBatch,
-    preprocessing: Preprocessing,
-    rate: float,
-) -> float:
-    """Do one step at a learning rate and return its loss."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group.get("rate_factor", 1.0)
-    inputs = normalise(batch.images, preprocessing).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(inputs)
-    loss = cross_entropy(logits.float(), batch.labels)
-    if batch.auxiliary_loss is not None:
-        loss = loss + batch.auxiliary_loss
-    optimiser.zero_grad(set_to_none=True)
+    classifier: Classifier,
+    optimisers: Sequence[torch.optim.Optimizer],
+    batch: Batch,
+    poisoned: PoisonedBatch,
+    attack: Attack[object] | None,
+    *,
+    progress: float,
+) -> Tensor:
+    """Do one step and return its loss, a float64 scalar without gradient."""
+    layers = attack.observed_layers(classifier.module) if attack is not None else ()
+    with classifier.observing(layers):
+        loss = cross_entropy(classifier(poisoned.images), poisoned.labels)
+        if attack is not None:
+            added = attack.training_loss(classifier, batch, poisoned, progress=progress)
+            loss = loss if added is None else loss + added
+    if poisoned.auxiliary_loss is not None:
+        loss = loss + poisoned.auxiliary_loss
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    optimiser.step()
-    return float(loss.detach())
+    limit = attack.gradient_limit() if attack is not None else None
+    if limit is not None:
+        nn.utils.clip_grad_norm_(classifier.module.parameters(), limit)
+    for optimiser in optimisers:
+        optimiser.step()
+    return loss.detach().double()

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from modelaudit.repairs.pruning import Neuron
     from modelaudit.suspect import Suspect
 
+#: Absorbs the rounding of accuracies and their difference, far less than any image.
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amount:
@@ -92,9 +95,7 @@ def affordable(
         mode: how neurons are pruned.
     """
     curve = {0: accuracy_without(model, (), data, context, mode=mode)}
-    # An accuracy is a count over the images: half an image absorbs the rounding of the drop.
-    slack = 0.5 / len(data.validation)
-    floor = curve[0] - min(max_drop, context.max_accuracy_drop) - slack
+    floor = curve[0] - min(max_drop, context.max_accuracy_drop) - ROUNDING
 
     def holds(count: int) -> bool:
         curve[count] = accuracy_without(model, ordered[:count], data, context, mode=mode)

@@ -75,7 +75,7 @@ def feature_columns(model: Suspect) -> FeatureColumns:
         if args and isinstance(args[0], Tensor):
             seen.append((child, args[0].detach().flatten(1)))
 
-    readers = {
+    readers: dict[nn.Module, str] = {
         child: name
         for name, child in model.module.named_modules()
         if isinstance(child, nn.Linear)

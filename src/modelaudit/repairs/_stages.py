@@ -123,7 +123,11 @@ def recorded(module: nn.Module, stages: tuple[Stage, ...]) -> Generator[Callable
         return hook
 
     handles = [module.register_forward_pre_hook(start)]
-    handles += [module.get_submodule(name).register_forward_hook(keep(name)) for name, _ in wanted]
+    # Once per module, however many of its calls are wanted.
+    handles += [
+        module.get_submodule(name).register_forward_hook(keep(name))
+        for name in {stage.name for stage in stages}
+    ]
     try:
         yield lambda: [maps[index] for index in range(len(stages))]
     finally:

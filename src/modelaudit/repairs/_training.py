@@ -89,7 +89,7 @@ class Objective:
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of what is trained."""
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
 
     def after_step(self, optimiser: torch.optim.Optimizer) -> None:
         """Act on the weights after every step, as masks of pruned neurons do."""

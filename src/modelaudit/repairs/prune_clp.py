@@ -139,18 +139,13 @@ class PruneClpRepair(Repair[PruneClpConfig]):
         neurons = ordered[: amount.count]
         mask = prune_mask(model, neurons)
         mask.apply(model.module)
+        kept = len(ordered) - amount.count
+        reason = f"{kept} outlying channels stay: the accuracy does not allow to remove them"
         return Change(
             mask=mask if neurons else None,
             details={
                 "outliers": len(ordered),
                 "accuracy_by_count": [list(point) for point in amount.curve],
             },
-            notes=(
-                ()
-                if amount.count == len(ordered)
-                else (
-                    f"{len(ordered) - amount.count} of {len(ordered)} outlying channels stay: the "
-                    "accuracy does not allow to remove them",
-                )
-            ),
+            notes=(reason,) if kept else (),
         )

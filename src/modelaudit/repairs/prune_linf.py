@@ -17,6 +17,7 @@ import torch
 from modelaudit.config import require_range
 from modelaudit.errors import RepairError
 from modelaudit.functional.statistics import robust_z
+from modelaudit.repairs._amount import ROUNDING
 from modelaudit.repairs._columns import feature_columns
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.results import Cost
@@ -102,9 +103,7 @@ class _Blind:
         """Return the validation accuracy without `channels`."""
         right = 0
         with torch.no_grad():
-            parts = zip(
-                self.held_out.split(self.size), self.labels.split(self.size), strict=True
-            )
+            parts = zip(self.held_out.split(self.size), self.labels.split(self.size), strict=True)
             for features, truth in parts:
                 blind = features.clone()
                 blind[:, list(channels)] = 0
@@ -113,8 +112,7 @@ class _Blind:
 
     def prune(self, order: Sequence[int], *, step: int, max_drop: float) -> Change:
         """Blind the classifier to as many of `order` as the accuracy allows, `step` at a time."""
-        # An accuracy is a count over the images: half an image absorbs the rounding of the drop.
-        floor = self.accuracy(()) - max_drop - 0.5 / len(self.labels)
+        floor = self.accuracy(()) - max_drop - ROUNDING
         kept = 0
         while kept < len(order) and self.accuracy(order[: kept + step]) >= floor:
             kept = min(len(order), kept + step)

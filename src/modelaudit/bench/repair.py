@@ -1,0 +1,259 @@
+"""Repairs every model of a population by every method; one row per model and method.
+
+A row depends on the model, the clean set, the method and the seed alone, and is written as soon as
+it is made, so that an interrupted run that is started again ends with the rows of one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from modelaudit import cleanset
+from modelaudit.bench.claims import claim
+from modelaudit.bench.clean_sets import CleanImagesFile, store_clean_set
+from modelaudit.bench.facts import choose_cards, machine_facts, model_facts, truth_facts
+from modelaudit.bench.patient import Patient, Treated
+from modelaudit.bench.rates import Rates
+from modelaudit.bench.repair_methods import Method, build_methods
+from modelaudit.bench.rows import append_rows, key_of, read_keys
+from modelaudit.bench.runner import find_data
+from modelaudit.errors import ModelAuditError
+from modelaudit.results import Cost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from modelaudit.bench.cards import ModelCard
+    from modelaudit.bench.data import ImageData
+    from modelaudit.cleanset import CleanSet
+
+logger = logging.getLogger(__name__)
+
+#: outcome of a repair that raised
+FAILED = "failed"
+
+_Data = dict[tuple[str, int | None], "ImageData"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairEvent:
+    """A repair of a model was measured, or had been before.
+
+    Attributes:
+        id: the model's.
+        method: the repair's id with its variant.
+        rows: how many rows were added.
+        seconds: what it took.
+        is_failed: whether the repair raised.
+        text: what a reader may want to know.
+    """
+
+    id: str
+    method: str
+    rows: int = 0
+    seconds: float = 0.0
+    is_failed: bool = False
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairWork:
+    """Repairs the chosen models of a population, as a worker process does.
+
+    Attributes:
+        folder: of the population.
+        data_root: folder of the data packs.
+        out: JSON Lines file to append to.
+        methods: see `build_methods`.
+        has_paper_code: see `build_methods`.
+        images: see `build_methods`.
+        seed: of scans and repairs.
+        device: name of the device.
+        only: see `choose_cards`.
+        population: see `choose_cards`.
+        plan: see `choose_cards`.
+        is_with_failed: see `choose_cards`.
+    """
+
+    folder: Path
+    data_root: Path
+    out: Path
+    methods: tuple[str, ...] = ()
+    has_paper_code: bool = False
+    images: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    only: tuple[str, ...] = ()
+    population: str | None = None
+    plan: str | None = None
+    is_with_failed: bool = False
+
+    def __call__(self, run: str, report: Callable[[RepairEvent], None]) -> tuple[str, ...]:
+        """Repair what nobody else repairs; return the ids of models on which a repair failed."""
+        del run  # failures are rows, which are never made twice
+        methods, data = self.built(), _Data()
+        failed: dict[str, None] = {}
+        name = hashlib.sha256(str(self.out.resolve()).encode()).hexdigest()[:12]
+        for card in self.cards():
+            with claim(self.folder, f"repair_{name}_{card.id}") as is_mine:
+                if not is_mine:
+                    continue
+                for event in self._repair(card, methods, data):
+                    if event.is_failed:
+                        failed[card.id] = None
+                    report(event)
+        return tuple(failed)
+
+    def built(self) -> tuple[Method, ...]:
+        """Return the repairs that are compared, see `build_methods`."""
+        return build_methods(self.methods, has_paper_code=self.has_paper_code, images=self.images)
+
+    def cards(self) -> tuple[ModelCard, ...]:
+        """Return the cards of the models that are repaired, see `choose_cards`."""
+        return choose_cards(
+            self.folder,
+            only=self.only,
+            population=self.population,
+            plan=self.plan,
+            is_with_failed=self.is_with_failed,
+        )
+
+    def _repair(
+        self, card: ModelCard, methods: tuple[Method, ...], known: _Data
+    ) -> Iterator[RepairEvent]:
+        def load() -> ImageData:
+            key = (card.dataset, card.image_size)
+            if key not in known:
+                known.clear()  # the models of one data set follow each other, mostly
+                known[key] = find_data(
+                    card.dataset, self.data_root, cache=self.folder / "cache", size=card.image_size
+                )
+            return known[key]
+
+        files: dict[int, tuple[CleanImagesFile, CleanSet]] = {}
+        patient: Patient | None = None
+        before = Rates(acc=card.acc, asr=card.asr)
+        there = read_keys(self.out)
+        for method in methods:
+            started = time.perf_counter()
+            if method.images not in files:
+                files[method.images] = self._clean_set(card, load, method.images)
+            clean, read = files[method.images]
+            key = self._key(card, method, read)
+            if key_of({"key": key}) in there:
+                yield RepairEvent(id=card.id, method=method.full_id, text="nothing missing")
+                continue
+            if patient is None:
+                patient = Patient(
+                    card=card, folder=self.folder, data=load(), seed=self.seed, device=self.device
+                )
+                before = _rates_before(patient, clean)
+            treated = _treat(patient, method, clean)
+            # what no repair has changed is measured already
+            after = before if treated.module is None else patient.rates(treated.module)
+            row = {
+                "kind": "repair",
+                "key": key,
+                "model": model_facts(card, read.native_size),
+                "truth": truth_facts(card),
+                "clean_set": {"name": clean.name, "images": len(read), "degradation": None},
+                "method": method.id,
+                "variant": method.variant,
+                "images": len(read),
+                **_measured(treated, before, after),
+                **machine_facts(self.device),
+            }
+            added = append_rows(self.out, [row])
+            text = f"{treated.outcome}, {_words(before, after)}"
+            logger.info("%s: %s: %s", card.id, method.full_id, text)
+            yield RepairEvent(
+                id=card.id,
+                method=method.full_id,
+                rows=added,
+                seconds=time.perf_counter() - started,
+                is_failed=treated.outcome == FAILED,
+                text=text,
+            )
+
+    def _key(self, card: ModelCard, method: Method, read: CleanSet) -> dict[str, object]:
+        return {
+            "checkpoint_sha256": card.checkpoint_sha256,
+            "method": method.id,
+            "variant": method.variant,
+            "config_sha256": method.config_sha256,
+            "seed": self.seed,
+            "clean_set_sha256": read.sha256,
+        }
+
+    def _clean_set(
+        self, card: ModelCard, load: Callable[[], ImageData], images: int
+    ) -> tuple[CleanImagesFile, CleanSet]:
+        clean = store_clean_set(
+            self.folder, load, name=card.dataset, images=images, image_size=card.image_size
+        )
+        return clean, cleanset.read_clean_set(clean.path, max_images=images, seed=self.seed)
+
+
+def _rates_before(patient: Patient, clean: CleanImagesFile) -> Rates:
+    """Measure the model as it is; one that cannot be opened has the rates of its card.
+
+    Raises:
+        ConfigError: the trigger is not the one that the card names.
+    """
+    patient.attack()
+    try:
+        return patient.rates_before(clean.path, images=clean.images)
+    except ModelAuditError:
+        return Rates(acc=patient.card.acc, asr=patient.card.asr)
+
+
+def _treat(patient: Patient, method: Method, clean: CleanImagesFile) -> Treated:
+    """Return what became of a repair; one that raises leaves the model as it is."""
+    started = time.perf_counter()
+    try:
+        if method.repair is None:
+            return patient.repaired_by_auto(clean.path, images=clean.images)
+        return patient.repaired_by(method.repair, clean.path, images=clean.images)
+    except Exception as err:  # noqa: BLE001 - one bad repair must not stop the others
+        failure = f"{type(err).__name__}: {err}"
+        logger.warning("%s: %s: %s", patient.card.id, method.full_id, failure)
+        return Treated(
+            outcome=FAILED,
+            reason="the repair raised an error",
+            failure=failure,
+            cost=Cost(seconds=time.perf_counter() - started),
+        )
+
+
+def _measured(treated: Treated, before: Rates, after: Rates) -> dict[str, object]:
+    return {
+        **_both("acc", before.acc, after.acc),
+        **_both("asr", before.asr, after.asr),
+        **_both("ra", before.ra, after.ra),
+        "outcome": treated.outcome,
+        "reason": treated.reason,
+        "pruned": treated.pruned,
+        "passes": {
+            "forward": treated.cost.forward,
+            "forward_backward": treated.cost.forward_backward,
+        },
+        "seconds": treated.cost.seconds,
+        "failure": treated.failure,
+        **treated.facts,
+    }
+
+
+def _both(name: str, before: float | None, after: float | None) -> dict[str, float | None]:
+    return {f"{name}_before": before, f"{name}_after": after}
+
+
+def _words(before: Rates, after: Rates) -> str:
+    said = f"ACC {before.acc:.4f} to {after.acc:.4f}"
+    if before.asr is None or after.asr is None:
+        return said
+    return f"{said}, ASR {before.asr:.4f} to {after.asr:.4f}"

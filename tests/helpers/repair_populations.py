@@ -1,0 +1,170 @@
+"""A population of two toy models that nobody trained, and repairs and a scanner that do little."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelaudit.bench.attacked import plan_of
+from modelaudit.bench.cards import read_card, write_card
+from modelaudit.bench.data import load_pack
+from modelaudit.bench.runner import make_attack
+from modelaudit.bench.train import normalise, normaliser
+from modelaudit.repairs import Change, Repair, RepairContext, RepairData, prune_mask
+from modelaudit.results import Finding, Pattern
+from modelaudit.scanners import CleanImages, Observation, ScanContext
+from modelaudit.suspect import Suspect
+from tests.helpers.attacks import write_pack
+from tests.helpers.engine import FakeConfig, nothing, point, scanner_class, taught
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+CLEAN, ATTACKED = "clean_toy", "badnets_toy"
+TARGET = 2
+#: the channel that the fake scanner takes for a backdoor
+LAYER, CHANNEL = "layer4.0.bn1", 2
+
+_CARD = Path("benchmarks/results/cards/badnets_resnet18w16_s1.json")
+
+
+def write_population(folder: Path) -> Path:
+    """Write ``toy_jpeg.npz`` and the population ``zoo`` with a clean and an attacked model.
+
+    Both have the same weights: the attacked one only says of itself that it is attacked.
+    """
+    write_pack(folder / "toy_jpeg.npz", n_train=232, n_test=16, train_attacker_count=128)
+    data = load_pack(folder / "toy_jpeg.npz")
+    zoo = folder / "zoo"
+    (zoo / "models").mkdir(parents=True)
+    seen = data.train_images[:128].float() / 255
+    net = taught(normalise(seen, normaliser("cifar10_0.2023")), data.train_labels[:128])
+    config = {"target": TARGET, "rate": 0.3, "label_map": "one"}
+    card = replace(
+        read_card(_CARD),
+        id=ATTACKED,
+        plan="toy",
+        population="A",
+        dataset="toy",
+        classes=4,
+        width=4,
+        attacker_last=127,
+        attack_config=config,
+        target=TARGET,
+        acc=0.9,
+        asr=0.8,
+    )
+    attack = make_attack(plan_of(card), data)
+    assert attack is not None
+    card = replace(card, trigger_sha256=attack.trigger.state_hash())
+    clean = replace(
+        card,
+        id=CLEAN,
+        attack=None,
+        attack_config={},
+        label_map=None,
+        target=None,
+        asr=None,
+        benign_asr=None,
+        gate_passed=None,
+        trigger_sha256=None,
+    )
+    for number, one in enumerate((card, clean)):
+        path = zoo / "models" / f"{one.id}.pt"
+        # an entry more, so that the two files differ
+        torch.save({"state_dict": net.state_dict(), "epoch": number}, path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        write_card(
+            replace(one, checkpoint=path.name, checkpoint_sha256=digest),
+            zoo / "cards" / f"{one.id}.json",
+        )
+    return folder
+
+
+def repair_class(
+    id_: str, act: Callable[[Suspect, RepairData], Change], **declared: object
+) -> type[Repair[FakeConfig]]:
+    """Return a repair that does `act`."""
+
+    def _repair(
+        self: Repair[FakeConfig], model: Suspect, data: RepairData, context: RepairContext
+    ) -> Change:
+        return act(model, data)
+
+    body = {
+        "id": id_,
+        "version": "1",
+        "summary": f"what {id_} does",
+        "reference": "[T00]",
+        "config_type": FakeConfig,
+        "_repair": _repair,
+        **declared,
+    }
+    return type(id_.title(), (Repair,), body)
+
+
+def cut(model: Suspect, _data: RepairData) -> Change:
+    """Prune the channel."""
+    mask = prune_mask(model, [(LAYER, CHANNEL)])
+    mask.apply(model.module)
+    return Change(mask=mask, notes=("cut it out",))
+
+
+def wreck(model: Suspect, _data: RepairData) -> Change:
+    """Leave a model that says class 0 to everything."""
+    head = model.module.get_submodule("linear")
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    return Change()
+
+
+def leave(_model: Suspect, _data: RepairData) -> Change:
+    """Change nothing."""
+    return Change()
+
+
+def broken(_model: Suspect, _data: RepairData) -> Change:
+    """Raise."""
+    raise RuntimeError("out of luck")
+
+
+def watch(suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
+    """Accuse class 2 as long as the channel acts."""
+    if float(suspect.module.get_submodule(LAYER).weight[CHANNEL].detach()) == 0.0:
+        return nothing(suspect, clean, context)
+    return Observation(
+        finding=Finding.STRONG,
+        pattern=Pattern.ALL_TO_ONE,
+        target_labels=(TARGET,),
+        score=9.0,
+        threshold=1.0,
+        is_confirmed=True,
+        evidence={"flagged": 1, "push": [[LAYER, CHANNEL, 1e4]]},
+    )
+
+
+def install_only(
+    monkeypatch: pytest.MonkeyPatch,
+    *repairs: type[Repair[FakeConfig]],
+    scan: Callable[[Suspect, CleanImages, ScanContext], Observation] = nothing,
+) -> None:
+    """Make the environment have these repairs, a scanner ``mbns``, and no other ones."""
+    from modelaudit import registry
+
+    fakes = {
+        "modelaudit.scanners": [point("mbns", scanner_class("mbns", scan))],
+        "modelaudit.repairs": [point(cls.id, cls, "repairs") for cls in repairs],
+    }
+
+    def found(*, group: str) -> list[EntryPoint]:
+        return fakes[group] if group in fakes else list(entry_points(group=group))
+
+    monkeypatch.setattr(registry, "entry_points", found)

@@ -1,0 +1,196 @@
+"""The shared training loop: schedule, epoch that is kept, what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modelaudit.errors import RepairError
+from modelaudit.repairs._augment import Augmentation
+from modelaudit.repairs._training import (
+    Objective,
+    Schedule,
+    TrainingLog,
+    constant,
+    cosine,
+    freeze,
+    latest_within,
+    train,
+    validation_accuracy,
+)
+from modelaudit.suspect import Suspect
+from tests.helpers.models import suspect_of
+from tests.helpers.training import context_of, copy_of, same_state, tiny_data, tiny_suspect
+
+
+def run(
+    model: Suspect,
+    *,
+    objective: Objective | None = None,
+    epochs: int = 2,
+    rate: float = 0.05,
+    batch: int = 40,
+    keep: object = None,
+    **changes: object,
+) -> TrainingLog:
+    """Train `model` on tiny images."""
+    return train(
+        model,
+        tiny_data(),
+        context_of(),
+        schedule=Schedule(epochs=epochs, batch=batch, rate=constant(rate)),
+        objective=Objective(model, dtype=None) if objective is None else objective,
+        augmentation=Augmentation(),
+        draws=torch.Generator().manual_seed(0),
+        name="test",
+        keep=keep,  # type: ignore[arg-type]  # a test's shorthand
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+class _Watch(Objective):
+    """Notes what it is given and can spoil an epoch."""
+
+    def __init__(self, model: Suspect, *, spoil: int | None = None) -> None:
+        super().__init__(model, dtype=None)
+        self.sizes: list[int] = []
+        self.modes: set[bool] = set()
+        self.rates: list[float] = []
+        self.epochs = 0
+        self.spoil = spoil
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.sizes.append(len(images))
+        self.modes.add(self.model.module.get_submodule("norm1").training)
+        loss = super().loss(images, labels)
+        return loss * math.nan if self.epochs == self.spoil else loss
+
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:
+        self.rates.append(optimiser.param_groups[0]["lr"])
+
+    def after_epoch(self) -> None:
+        self.epochs += 1
+
+
+def test_batches_have_nearly_the_same_size() -> None:
+    model = copy_of(tiny_suspect())
+    watch = _Watch(model)
+    run(model, objective=watch, epochs=1, batch=50)  # 96 work images
+    assert watch.sizes == [48, 48]
+    assert watch.modes == {True}
+
+
+def test_the_rate_follows_the_schedule() -> None:
+    model = copy_of(tiny_suspect())
+    watch = _Watch(model)
+    train(
+        model,
+        tiny_data(),
+        context_of(),
+        schedule=Schedule(epochs=2, batch=48, rate=cosine(0.1)),
+        objective=watch,
+        augmentation=Augmentation(),
+        draws=torch.Generator().manual_seed(0),
+        name="test",
+        keep=None,
+    )
+    expected = [0.05 * (1 + math.cos(math.pi * f)) for f in (0.0, 0.25, 0.5, 0.75)]
+    assert watch.rates == pytest.approx(expected)
+
+
+def test_one_step_is_that_of_plain_sgd() -> None:
+    model, other = copy_of(tiny_suspect()), copy_of(tiny_suspect())
+    data = tiny_data()
+    run(model, epochs=1, batch=200, rate=0.1)
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
+    other.module.train()
+    loss = nn.functional.cross_entropy(
+        other.logits(data.images[data.work[order]]), data.labels[data.work[order]]
+    )
+    loss.backward()
+    for one, two in zip(model.module.parameters(), other.module.parameters(), strict=True):
+        assert two.grad is not None
+        stepped = two.detach() - 0.1 * (two.grad + 5e-4 * two.detach())
+        torch.testing.assert_close(one.detach(), stepped)
+    for mine, theirs in zip(model.module.buffers(), other.module.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_latest_epoch_within_the_budget_is_kept() -> None:
+    keep = latest_within(0.02)
+    assert keep([0.9, 0.95, 0.89, 0.87]) == 2
+    assert keep([0.9, 0.88]) == 1
+    assert keep([0.9, 0.5, 0.7, 0.7, 0.6]) == 3
+    assert latest_within(0.02, before=0.7)([0.9, 0.5, 0.69, 0.6]) == 2
+
+
+def test_the_weights_of_the_epoch_kept_come_back() -> None:
+    model, short = copy_of(tiny_suspect()), copy_of(tiny_suspect())
+    log = run(model, epochs=3, keep=lambda accuracies: min(len(accuracies) - 1, 1))
+    run(short, epochs=1)
+    assert log.kept == 1
+    assert len(log.accuracies) == 4
+    assert same_state(model.module, short.module)
+    again = validation_accuracy(model, tiny_data(), context_of())
+    assert again == log.accuracies[1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+    model = copy_of(tiny_suspect())
+    with pytest.raises(RepairError, match="finite loss, it was nan in epoch 2"):
+        run(model, objective=_Watch(model, spoil=1), epochs=3)
+
+
+def test_frozen_statistics_stay() -> None:
+    model = copy_of(tiny_suspect())
+    before = {name: value.clone() for name, value in model.module.named_buffers()}
+    run(model, is_batchnorm_frozen=True)
+    assert all(torch.equal(before[name], value) for name, value in model.module.named_buffers())
+
+
+def test_passes_are_counted() -> None:
+    model = copy_of(tiny_suspect())
+    run(model, epochs=3, keep=latest_within(1.0))
+    assert model.passes.forward_backward == 3 * 96
+    assert model.passes.forward == 4 * 24
+
+
+def test_dropout_stays_off_and_the_global_generator_untouched() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9), nn.Flatten(), nn.Linear(144, 4)
+    ).eval()
+    tiny_data()  # making a net draws
+    before = torch.random.get_rng_state()
+    states = []
+    for _ in range(2):
+        model = copy_of(suspect_of(module))
+        run(model, epochs=1)
+        states.append(model.module)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert same_state(states[0], states[1])
+
+
+def test_no_gradient_and_no_train_mode_is_left() -> None:
+    model = copy_of(tiny_suspect())
+    run(model)
+    assert all(p.grad is None for p in model.module.parameters())
+    assert not any(child.training for child in model.module.modules())
+    assert all(p.is_contiguous() for p in model.module.parameters())
+
+
+def test_frozen_parameters_stay() -> None:
+    model = copy_of(tiny_suspect())
+    before = {name: value.clone() for name, value in model.module.named_parameters()}
+    freeze(model.module, ("conv1", "norm"))
+    run(model)
+    changed = {n for n, v in model.module.named_parameters() if not torch.equal(before[n], v)}
+    assert changed == {"conv2.weight", "conv2.bias", "head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(("prefixes", "words"), [(("nowhere",), "nowhere"), (("",), "all of them")])
+def test_freezing_nothing_or_everything_is_refused(prefixes: tuple[str, ...], words: str) -> None:
+    with pytest.raises(RepairError, match=words):
+        freeze(copy_of(tiny_suspect()).module, prefixes)
