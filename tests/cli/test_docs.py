@@ -14,6 +14,7 @@ import modelaudit
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CLI_PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+REPAIR_PAGE = (ROOT / "docs" / "repair.md").read_text(encoding="utf-8")
 
 
 def block(text: str, marker: str) -> str:
@@ -41,6 +42,10 @@ def help_of(*command: str) -> str:
 
 def test_the_readme_shows_the_help_of_scan() -> None:
     assert block(README, "<!-- modelaudit scan --help -->") == help_of("scan")
+
+
+def test_the_repair_page_shows_the_help_of_repair() -> None:
+    assert block(REPAIR_PAGE, "<!-- modelaudit repair --help -->") == help_of("repair")
 
 
 def test_the_cli_page_shows_the_help() -> None:
