@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-
 def attack(**config: object) -> MmdAttack:
     return MmdAttack(
         MmdConfig(**config),  # type: ignore[arg-type]  # a test's shorthand

@@ -27,6 +27,7 @@ def adversarial_noise(
     mode: BatchNormMode,
     dtype: torch.dtype | None,
     generator: torch.Generator,
+    target: int | None = None,
 ) -> Tensor:
     """Return noise that raises the cross-entropy of one batch ([BAN24] Eq. 4).
 
@@ -43,6 +44,7 @@ def adversarial_noise(
         mode: BatchNorm statistics of the noisy passes.
         dtype: of convolutions and matrix products; None for float32.
         generator: CPU generator of the start.
+        target: class that the noise aims at; None raises the loss by whatever way is shortest.
 
     Returns:
         ``(2, D_total)`` float32 on the model's device, detached.
@@ -53,7 +55,11 @@ def adversarial_noise(
         noise = noise.requires_grad_()
         with model.edited(site_edits(model, *noise), mode=mode), model.autocast(dtype):
             logits = model.logits(images)
-        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), [noise])
+        if target is None:
+            gain = F.cross_entropy(logits, labels)
+        else:
+            gain = -F.cross_entropy(logits, torch.full_like(labels, target))
+        (gradient,) = torch.autograd.grad(gain, [noise])
         limit = epsilon if is_clipped else None
         noise = sign_step(noise.detach(), gradient, epsilon / steps, epsilon=limit)
     return noise.detach()
