@@ -21,10 +21,13 @@ from modelaudit.repairs.finetune_noise import (
     FinetuneNoisePaperCodeRepair,
     FinetuneNoiseRepair,
     NoiseObjective,
+    named_targets,
 )
+from modelaudit.results import Finding, Pattern, ScannerResult
 from modelaudit.scanners._noise_search import neuron_count, site_edits
 from modelaudit.suspect import BatchNormMode, Suspect, state_digest
 from tests.helpers.models import images, suspect_of, tiny_plain
+from tests.helpers.planted import TARGET
 from tests.helpers.training import (
     backdoored,
     context_of,
@@ -218,6 +221,63 @@ def test_noise_removes_what_plain_fine_tuning_leaves() -> None:
     assert control[1] > 0.9
     assert after[1] < 0.05
     assert after[0] > before[0] - 0.05
+
+
+def result_of(
+    finding: Finding, targets: tuple[int, ...], pattern: Pattern | None = Pattern.ALL_TO_ONE
+) -> ScannerResult:
+    """Return a scanner's word."""
+    return ScannerResult(
+        id="ban",
+        version="1",
+        family="parameter_noise",
+        finding=finding,
+        pattern=pattern,
+        target_labels=targets,
+        sees_all_to_all=False,
+    )
+
+
+def test_targets_are_those_of_accusing_scanners() -> None:
+    findings = [
+        result_of(Finding.STRONG, (3,)),
+        result_of(Finding.SUSPICIOUS, (1, 3), None),
+        result_of(Finding.NONE, (2,)),
+    ]
+    assert named_targets(findings) == (1, 3)
+    assert named_targets(()) == ()
+    all_to_all = result_of(Finding.STRONG, (0, 1, 2, 3), Pattern.ALL_TO_ALL)
+    assert named_targets([*findings, all_to_all]) == ()
+
+
+def test_noise_aims_at_named_targets_unless_told_otherwise() -> None:
+    suspect, data = tiny_suspect(), tiny_data()
+    context = context_of(findings=(result_of(Finding.STRONG, (2,)),))
+    config = replace(QUICK, aimed_fraction=1.0)
+    aimed = FinetuneNoiseRepair(config).repair(suspect, data, context=context)
+    assert aimed.details["targets"] == [2]
+    assert not any("aims at no class" in note for note in aimed.notes)
+    free = FinetuneNoiseRepair(replace(QUICK, aimed_fraction=0.0)).repair(
+        suspect, data, context=context
+    )
+    plain = FinetuneNoiseRepair(QUICK).repair(suspect, data, context=context_of())
+    assert same_state(free.module, plain.module)
+    assert not same_state(free.module, aimed.module)
+    assert any("aims at no class" in note for note in plain.notes)
+
+
+def test_aimed_noise_removes_more() -> None:
+    suspect, data = backdoored(), pattern_data()
+    config = FinetuneNoiseConfig(
+        epochs=6, learning_rate=0.01, aimed_fraction=1.0, crop=False, flip=False
+    )
+    rate = {}
+    for name, findings in (("free", ()), ("aimed", (result_of(Finding.STRONG, (TARGET,)),))):
+        context = context_of(max_accuracy_drop=0.05, findings=findings)
+        made = FinetuneNoiseRepair(config).repair(suspect, data, context=context)
+        rate[name] = rates(made.module)
+    assert rate["aimed"][1] < 0.5 * rate["free"][1]
+    assert rate["aimed"][0] > 0.95
 
 
 def test_the_released_settings() -> None:

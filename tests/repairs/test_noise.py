@@ -106,3 +106,29 @@ def test_noise_is_float32_under_autocast() -> None:
     # A step is +-epsilon or nothing, to float32's precision: bfloat16 would miss by a thousandth.
     moved = (noise - start).abs()
     assert bool(((moved - EPSILON).abs() < 1e-6).double().mean() > 0.95)
+
+
+def test_aimed_noise_leads_to_its_class() -> None:
+    model, data = copy_of(backdoored()), pattern_data()
+    labels = data.labels[:60]
+    for target in (0, 5):
+        settings = {
+            "epsilon": EPSILON,
+            "is_clipped": True,
+            "mode": BatchNormMode.BATCH,
+            "dtype": None,
+            "target": target,
+        }
+        goal = torch.full_like(labels, target)
+        losses = []
+        for steps in (0, 1, 3):
+            noise = adversarial_noise(
+                model,
+                data.images[:60],
+                labels,
+                steps=steps,
+                generator=torch.Generator().manual_seed(0),
+                **settings,  # type: ignore[arg-type]  # by name
+            )
+            losses.append(noisy_loss(model, noise, data.images[:60], goal))
+        assert losses[0] > losses[1] > losses[2]

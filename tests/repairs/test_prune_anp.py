@@ -202,7 +202,7 @@ def test_labels_of_the_model_itself_do_as_well() -> None:
     data = repair_set(suspect, images=clean.images, has_labels=False)
     result = PruneAnpRepair(quick_config()).repair(suspect, data, context=repair_context())
     assert "own predictions" in result.notes[0]
-    assert result.measurements.agreement >= 0.99
+    assert result.measurements.agreement >= 0.98
 
 
 def test_where_no_threshold_is_bearable_nothing_goes() -> None:

@@ -120,11 +120,19 @@ def test_one_step_is_that_of_plain_sgd() -> None:
 
 
 def test_the_latest_epoch_within_the_budget_is_kept() -> None:
-    keep = latest_within(0.02)
-    assert keep([0.9, 0.95, 0.89, 0.87]) == 2
-    assert keep([0.9, 0.88]) == 1
-    assert keep([0.9, 0.5, 0.7, 0.7, 0.6]) == 3
-    assert latest_within(0.02, before=0.7)([0.9, 0.5, 0.69, 0.6]) == 2
+    keep = latest_within(0.02, epochs=4)
+    assert keep([0.9, 0.95, 0.7, 0.89, 0.87]) == 3
+    assert keep([0.9, 0.5, 0.6, 0.7, 0.88]) == 4
+    later = latest_within(0.02, epochs=4, before=0.7)
+    assert later([0.9, 0.5, 0.6, 0.69, 0.6]) == 3
+
+
+def test_epochs_that_have_repaired_nothing_yet_are_not_kept() -> None:
+    keep = latest_within(0.02, epochs=4)
+    assert keep([0.9, 0.95, 0.7, 0.8, 0.8]) == 4
+    assert keep([0.9, 0.95, 0.7, 0.81, 0.8]) == 3
+    assert [keep([0.9, 0.95, 0.7, 0.81][: e + 1]) for e in (1, 2, 3)] == [1, 2, 3]
+    assert latest_within(0.02, epochs=1)([0.9, 0.1]) == 1
 
 
 def test_the_weights_of_the_epoch_kept_come_back() -> None:
@@ -153,7 +161,7 @@ def test_frozen_statistics_stay() -> None:
 
 def test_passes_are_counted() -> None:
     model = copy_of(tiny_suspect())
-    run(model, epochs=3, keep=latest_within(1.0))
+    run(model, epochs=3, keep=latest_within(1.0, epochs=3))
     assert model.passes.forward_backward == 3 * 96
     assert model.passes.forward == 4 * 24
 

@@ -115,7 +115,9 @@ class Patient:
         module = None if made.tensors is None else load_repaired(made.tensors, opened)
         proof = record.proof
         reason = record.failure or (
-            "" if proof is None else f"loses {proof.accuracy_drop:.1%} on {proof.images} images"
+            ""
+            if proof is None
+            else f"{-proof.accuracy_drop:+.1%} of accuracy on {proof.images} held-out images"
         )
         return Treated(
             outcome="unmet_need" if record.failure else "done",

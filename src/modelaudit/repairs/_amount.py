@@ -14,6 +14,8 @@ from modelaudit.suspect import SiteEdit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from modelaudit.repairs.base import RepairContext
     from modelaudit.repairs.data import RepairData
     from modelaudit.repairs.pruning import Neuron
@@ -64,11 +66,22 @@ def accuracy_without(
     context: RepairContext,
     *,
     mode: PruneMode = PruneMode.ZERO,
+    part: Tensor | None = None,
 ) -> float:
-    """Return the share of validation images with prediction = label when `neurons` are pruned."""
+    """Return the share of images with prediction = label when `neurons` are pruned.
+
+    Args:
+        model: the copy, in eval mode.
+        neurons: what would be pruned.
+        data: the clean images.
+        context: gives the batch size.
+        mode: how they would be pruned.
+        part: indices of the images to look at; the validation part if omitted.
+    """
+    rows = data.validation if part is None else part
     with model.edited(edits_without(model, neurons, mode)):
-        predictions = model.predict(data.images[data.validation], batch_size=context.batch_size)
-    return float((predictions == data.labels[data.validation]).double().mean())
+        predictions = model.predict(data.images[rows], batch_size=context.batch_size)
+    return float((predictions == data.labels[rows]).double().mean())
 
 
 def affordable(

@@ -114,24 +114,30 @@ class TrainingLog:
     kept: int
 
 
-def latest_within(drop: float, *, before: float | None = None) -> Callable[[Sequence[float]], int]:
+def latest_within(
+    drop: float, *, epochs: int, before: float | None = None
+) -> Callable[[Sequence[float]], int]:
     """Return the rule that keeps the latest epoch whose accuracy drop is within `drop`.
 
-    The most accurate epoch would be the wrong one: a repair costs accuracy at first, and the
-    backdoor leaves with time. Where no epoch is within the budget the most accurate one is kept,
-    the latest of equals.
+    Only the second half of a run is asked. The first epochs are accurate because they have repaired
+    nothing yet: the backdoor leaves with time, and the accuracy comes back as the rate falls. Where
+    no epoch of that half is within the budget, its most accurate one is kept, the latest of equals;
+    whether the loss is too large is then for the caller to say.
 
     Args:
         drop: the budget.
+        epochs: length of the run.
         before: accuracy that the drop is counted from; that before the run if None.
     """
 
     def choose(accuracies: Sequence[float]) -> int:
-        after = range(1, len(accuracies))
+        done = len(accuracies) - 1
+        # A run that is not yet half done keeps what it has.
+        asked = range(min(epochs // 2 + 1, done), done + 1)
         floor = (accuracies[0] if before is None else before) - drop
         # Accuracies are quotients of counts; the budget must not fall to their rounding.
-        within = [e for e in after if accuracies[e] >= floor - 1e-9]
-        return within[-1] if within else max(after, key=lambda e: (accuracies[e], e))
+        within = [e for e in asked if accuracies[e] >= floor - 1e-9]
+        return within[-1] if within else max(asked, key=lambda e: (accuracies[e], e))
 
     return choose
 

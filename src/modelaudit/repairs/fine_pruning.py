@@ -239,9 +239,9 @@ class FinePruningConfig:
     step_fraction: float = 0.01
     max_drop: float = 0.04
     max_fraction: float = 0.95
-    epochs: int = 12
-    learning_rate: float = 0.02
-    batch: int = 128
+    epochs: int = 8
+    learning_rate: float = 0.01
+    batch: int = 32
     momentum: float = 0.9
     weight_decay: float = 5e-4
     crop: bool | None = None
@@ -325,7 +325,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=latest_within(context.max_accuracy_drop, before=before),
+            keep=latest_within(context.max_accuracy_drop, epochs=config.epochs, before=before),
         )
         details |= {"kept_epoch": log.kept, "validation_accuracies": list(log.accuracies)}
         return Change(history=log.losses, details=details)

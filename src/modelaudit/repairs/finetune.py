@@ -118,9 +118,9 @@ class FinetuneConfig:
         is_batchnorm_frozen: whether BatchNorm layers use and keep their running statistics.
     """
 
-    epochs: int = 12
-    learning_rate: float = 0.02
-    batch: int = 128
+    epochs: int = 8
+    learning_rate: float = 0.01
+    batch: int = 32
     momentum: float = 0.9
     weight_decay: float = 5e-4
     crop: bool | None = None
@@ -180,7 +180,7 @@ class FinetuneRepair(Repair[FinetuneConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=latest_within(context.max_accuracy_drop),
+            keep=latest_within(context.max_accuracy_drop, epochs=config.epochs),
             is_batchnorm_frozen=config.is_batchnorm_frozen,
         )
         return Change(

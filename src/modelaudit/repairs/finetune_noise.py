@@ -5,9 +5,10 @@ trigger; training the noisy network to keep its answers unlearns the short cut t
 fine-tuning never touches.
 
 Differs from the released code: noise stays in its box; noisy passes leave BatchNorm's running
-statistics alone, which in the code end up mostly made of noisy batches; the learning rate falls to
-zero; an accuracy budget chooses the epoch; the box shrinks where the noise leaves a network no
-better than guessing.
+statistics alone, which in the code end up mostly made of noisy batches; where a scan named target
+classes the noise aims at them; steps are many and small, and the learning rate falls to zero; an
+accuracy budget chooses the epoch; the box shrinks where the noise leaves a network no better than
+guessing.
 """
 
 from __future__ import annotations
@@ -32,15 +33,18 @@ from modelaudit.repairs._training import (
     train,
 )
 from modelaudit.repairs.base import Change, Repair, RepairContext
-from modelaudit.results import Cost
+from modelaudit.results import Cost, Finding, Pattern
 from modelaudit.scanners._noise_search import paper_epsilon, site_edits
 from modelaudit.seeds import generator
 from modelaudit.suspect import BatchNormMode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from modelaudit.repairs.data import RepairData
+    from modelaudit.results import ScannerResult
     from modelaudit.suspect import Suspect
 
 
@@ -56,7 +60,10 @@ class NoiseObjective(Objective):
         epsilon: half-width of the noise box.
         steps: S.
         weight: lambda_2.
-        draws: CPU generator of the random starts.
+        draws: CPU generator of the random starts, and of the target of each batch.
+        targets: classes that noise may aim at, one of them for each batch; none for noise that
+            always raises the loss by whatever way is shortest.
+        aimed_fraction: share of the batches whose noise aims at a target, where there are any.
         is_released: as the released code: noise not clipped, noisy passes in train mode and before
             the clean one, so that they take part in the running statistics; a fixed box.
 
@@ -75,6 +82,8 @@ class NoiseObjective(Objective):
         steps: int,
         weight: float,
         draws: torch.Generator,
+        targets: Sequence[int] = (),
+        aimed_fraction: float = 0.5,
         is_released: bool = False,
     ) -> None:
         super().__init__(model, dtype=dtype)
@@ -82,6 +91,8 @@ class NoiseObjective(Objective):
         self.steps = steps
         self.weight = weight
         self.draws = draws
+        self.targets = tuple(targets)
+        self.aimed_fraction = aimed_fraction
         self.is_released = is_released
         self.noisy_losses: list[float] = []
         self.epsilons: list[float] = []
@@ -93,6 +104,11 @@ class NoiseObjective(Objective):
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted sum of both losses."""
+        target = None
+        is_aimed = float(torch.rand((), generator=self.draws)) < self.aimed_fraction
+        if self.targets and is_aimed:
+            index = torch.randint(len(self.targets), (), generator=self.draws)
+            target = self.targets[int(index)]
         noise = adversarial_noise(
             self.model,
             images,
@@ -103,6 +119,7 @@ class NoiseObjective(Objective):
             mode=self.mode,
             dtype=self.dtype,
             generator=self.draws,
+            target=target,
         )
         with self.model.edited(site_edits(self.model, noise[0], noise[1]), mode=self.mode):
             noisy = F.cross_entropy(self.logits(images), labels)
@@ -122,6 +139,18 @@ class NoiseObjective(Objective):
         self.epsilons.append(self.epsilon)
         if not self.is_released and mean >= math.log(self.model.num_classes):
             self.epsilon /= 2
+
+
+def named_targets(findings: Sequence[ScannerResult]) -> tuple[int, ...]:
+    """Return the classes that scanners accuse of being an all-to-one target, ascending.
+
+    An all-to-all backdoor has every class for a target: noise that aims at one of them would miss
+    the others.
+    """
+    accusing = [f for f in findings if f.finding in {Finding.SUSPICIOUS, Finding.STRONG}]
+    if any(f.pattern is Pattern.ALL_TO_ALL for f in accusing):
+        return ()
+    return tuple(sorted({target for f in accusing for target in f.target_labels}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,10 +252,12 @@ class FinetuneNoiseConfig:
             up to 40 pixels, 0.2 up to 96, 0.1 beyond. It is halved after an epoch whose mean loss
             under noise is log K or more.
         steps: sign steps S of each batch's noise, of size epsilon / S.
-        noise_weight: lambda_2 of the loss under noise.
+        noise_weight: lambda_2 of the loss under noise (paper: 0.5).
         epochs: passes over the work images.
         learning_rate: at the start; half a cosine leads down to 0.
-        batch: images per step.
+        batch: images per step (paper: 128); more and smaller steps remove more for the same passes.
+        aimed_fraction: share of the batches whose noise aims at a target class that a scan named,
+            where it named some; Eq. 4 aims at none. Near 1 the class itself is unlearned.
         momentum: of SGD.
         weight_decay: of SGD.
         crop: whether images are cropped at random after padding; None asks the model, which labels
@@ -237,10 +268,11 @@ class FinetuneNoiseConfig:
 
     epsilon: float | None = None
     steps: int = 1
-    noise_weight: float = 0.5
-    epochs: int = 12
-    learning_rate: float = 0.02
-    batch: int = 128
+    noise_weight: float = 1.0
+    epochs: int = 8
+    learning_rate: float = 0.01
+    batch: int = 32
+    aimed_fraction: float = 0.5
     momentum: float = 0.9
     weight_decay: float = 5e-4
     crop: bool | None = None
@@ -250,6 +282,7 @@ class FinetuneNoiseConfig:
         require_range(self, "epsilon", low=0, high=1)
         require_range(self, "steps", low=1)
         require_range(self, "noise_weight", low=0)
+        require_range(self, "aimed_fraction", low=0, high=1)
         require_range(self, "epochs", low=1)
         require_range(self, "learning_rate", low=0)
         require_range(self, "batch", low=2)
@@ -285,6 +318,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
         augmentation = augmentation_for(model, data, context, crop=config.crop, flip=config.flip)
+        targets = named_targets(context.findings) if config.aimed_fraction else ()
         epsilon = paper_epsilon(model.input_size) if config.epsilon is None else config.epsilon
         objective = NoiseObjective(
             model,
@@ -293,6 +327,8 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             steps=config.steps,
             weight=config.noise_weight,
             draws=generator(context.seed, self.id, "noise"),
+            targets=targets,
+            aimed_fraction=config.aimed_fraction,
         )
         log = train(
             model,
@@ -309,16 +345,18 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=latest_within(context.max_accuracy_drop),
+            keep=latest_within(context.max_accuracy_drop, epochs=config.epochs),
         )
         return Change(
             history=log.losses,
             details={
                 "kept_epoch": log.kept,
                 "validation_accuracies": list(log.accuracies),
+                "targets": list(targets),
                 "noisy_losses": list(objective.noisy_losses),
                 "epsilons": list(objective.epsilons),
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
             },
+            notes=() if targets else ("no scan named a target: the noise aims at no class",),
         )

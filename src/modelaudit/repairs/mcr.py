@@ -226,11 +226,11 @@ class McrConfig:
     """
 
     places: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    finetune_epochs: int = 10
-    finetune_learning_rate: float = 0.02
-    epochs: int = 20
+    finetune_epochs: int = 8
+    finetune_learning_rate: float = 0.01
+    epochs: int = 16
     learning_rate: float = 0.01
-    batch: int = 128
+    batch: int = 64
     momentum: float = 0.9
     weight_decay: float = 1e-4
     crop: bool | None = None

@@ -311,9 +311,9 @@ class NadConfig:
             mirrored road signs and digits are other ones.
     """
 
-    teacher_epochs: int = 10
-    epochs: int = 10
-    learning_rate: float = 0.02
+    teacher_epochs: int = 8
+    epochs: int = 8
+    learning_rate: float = 0.01
     attention_weights: tuple[float, ...] = _WEIGHTS
     batch: int = 64
     momentum: float = 0.9
@@ -377,6 +377,6 @@ class NadRepair(Repair[NadConfig]):
             crop=config.crop,
             flip=config.flip,
             hole=0,
-            keep=latest_within(context.max_accuracy_drop),
+            keep=latest_within(context.max_accuracy_drop, epochs=config.epochs),
             seed=(self.id,),
         )

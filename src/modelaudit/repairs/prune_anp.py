@@ -69,7 +69,7 @@ class PruneAnpConfig:
     iterations: int = 200
     batch: int = 64
     thresholds: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(20))
-    max_accuracy_drop: float = 0.01
+    max_accuracy_drop: float = 0.02
 
     def __post_init__(self) -> None:
         check_search(self)

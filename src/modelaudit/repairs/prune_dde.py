@@ -57,8 +57,8 @@ class PruneDdeConfig:
         step: channels per round.
         max_fraction: largest share of all channels that may go.
         max_refused: how many channels may turn out to be needed before it gives up.
-        max_accuracy_drop: largest drop of validation accuracy, a fraction; the smaller of this and
-            the run's budget counts.
+        max_accuracy_drop: largest drop of the accuracy on all clean images, a fraction; the smaller
+            of this and the run's budget counts.
     """
 
     suspicious: float = 0.2
@@ -69,7 +69,7 @@ class PruneDdeConfig:
     cost_images: int = 200
     step: int = 4
     max_fraction: float = 0.1
-    max_refused: int = 12
+    max_refused: int = 5
     max_accuracy_drop: float = 0.01
 
     def __post_init__(self) -> None:
@@ -99,16 +99,21 @@ class PruneDdeRepair(Repair[PruneDdeConfig]):
     min_images = 50
 
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:
-        """Return the passes over both sets, and those of the rounds if each takes a whole step."""
+        """Return the passes over both sets, and those of the rounds, at most."""
         config = self.config
         channels = sum(site.channels for site in suspect.sites)
-        rounds = 2 + int(config.max_fraction * channels) // config.step
+        # A round may end with a single channel.
+        rounds = 2 + int(config.max_fraction * channels)
         mixture = 0 if data.mixture is None else len(data.mixture)
         priced = min(config.cost_images, len(data.work))
         # A round that costs too much is halved until a single channel is left.
-        guards = (rounds + config.max_refused + 1) * config.step.bit_length()
+        guards = 3 + (rounds + config.max_refused) * config.step.bit_length()
         return Cost(
-            forward=len(data.images) + mixture + priced + guards * len(data.validation) + 1,
+            forward=len(data.images)
+            + mixture
+            + priced
+            + guards * (len(data.images) + len(data.validation))
+            + 1,
             forward_backward=priced + rounds * min(config.images, mixture),
         )
 

@@ -44,7 +44,7 @@ class PruneLinfConfig:
     """
 
     deviations: float = 3.0
-    max_accuracy_drop: float = 0.01
+    max_accuracy_drop: float = 0.02
 
     def __post_init__(self) -> None:
         require_range(self, "deviations", low=0)

@@ -9,7 +9,7 @@ scanner of the same name measures it. Which of these go, and how many, is found 
   been (`modelaudit.repairs._displaced`). In a backdoored model that leads them to the target.
 - A step pays while displaced images still go where the displacement sent them: channels that carry
   this and that clean images do not need go first, a few at a time (`modelaudit.repairs._carriers`).
-- It ends when displaced images no longer go there, or where the validation accuracy forbids more.
+- It ends when displaced images no longer go there, or where the accuracy forbids more.
 
 A model without a channel that stands out as far as the scanner asks for, or whose displaced images
 go nowhere, stays as it is.
@@ -75,8 +75,8 @@ class PruneMbnsConfig:
         max_refused: how many channels may turn out to be needed before it gives up.
         max_remaining: share of displaced images that may still go where the displacement of the
             first layers sent them.
-        max_accuracy_drop: largest drop of validation accuracy, a fraction; the smaller of this and
-            the run's budget counts.
+        max_accuracy_drop: largest drop of the accuracy on all clean images, a fraction; the smaller
+            of this and the run's budget counts.
     """
 
     resamples: int = 200
@@ -84,12 +84,12 @@ class PruneMbnsConfig:
     traced: float = 5.0
     poisoned_shares: tuple[float, ...] = (0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625)
     moved: float = 0.5
-    overshoot: float = 2.0
+    overshoot: float = 8.0
     images: int = 64
     cost_images: int = 200
-    step: int = 4
-    max_fraction: float = 0.1
-    max_refused: int = 12
+    step: int = 8
+    max_fraction: float = 0.08
+    max_refused: int = 5
     max_remaining: float = 0.02
     max_accuracy_drop: float = 0.01
 
@@ -126,19 +126,20 @@ class PruneMbnsRepair(Repair[PruneMbnsConfig]):
     min_images = 20
 
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:
-        """Return the passes beyond the shared profile, if every round takes a whole step."""
+        """Return the passes beyond the shared profile, at most."""
         config = self.config
         channels = sum(site.channels for site in suspect.sites)
-        rounds = 2 + int(config.max_fraction * channels) // config.step
+        # A round may end with a single channel.
+        rounds = 2 + int(config.max_fraction * channels)
         shown = min(config.images, len(data.work))
         priced = min(config.cost_images, len(data.work))
         # A round that costs too much is halved until a single channel is left.
-        guards = (rounds + config.max_refused + 1) * config.step.bit_length()
+        guards = 3 + (rounds + config.max_refused) * config.step.bit_length()
         probes = 1 + len(suspect.sites).bit_length()
         return Cost(
             forward=shown * (2 + len(config.poisoned_shares) + probes * rounds)
             + priced
-            + guards * len(data.validation)
+            + guards * (len(data.images) + len(data.validation))
             + 1,
             forward_backward=priced + rounds * shown,
         )
@@ -252,9 +253,7 @@ class PruneMbnsRepair(Repair[PruneMbnsConfig]):
         displacement of every layer would have each of them pruned.
 
         Returns:
-            None where not even that of all layers leads there any more; or, once something is
-            pruned, only that of all: the last layer is then displaced by force, and nothing that
-            reaches it leads there.
+            None where not even that of all layers leads there any more.
         """
 
         def share(count: int) -> float:
@@ -270,8 +269,6 @@ class PruneMbnsRepair(Repair[PruneMbnsConfig]):
             probe = (failed + held) // 2
             is_enough = share(probe) >= self.config.moved
             failed, held = (failed, probe) if is_enough else (probe, held)
-        if pruned and held == layers:
-            return None
         return led.where.first(held)
 
 
