@@ -162,7 +162,7 @@ def remove_carriers(
             break
         holds = guard.holds([*chosen, *more])
         while not holds and len(more) > 1:
-            more = more[: len(more) // 2]
+            more = more[: max(1, len(more) // 4)]
             holds = guard.holds([*chosen, *more])
         allowed[[index[neuron] for neuron in more]] = False
         if holds:
@@ -191,7 +191,7 @@ class _Guard:
         self.model = model
         self.data = data
         self.context = context
-        self.everything = torch.arange(len(data.images))
+        self.everything = torch.cat([data.validation, data.work]).unique()
         allowed = min(max_drop, context.max_accuracy_drop)
         # One image of a small part says nothing: all images together decide.
         quick = max(allowed, 1 / len(data.validation))

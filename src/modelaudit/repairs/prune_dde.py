@@ -69,8 +69,8 @@ class PruneDdeConfig:
     cost_images: int = 200
     step: int = 4
     max_fraction: float = 0.1
-    max_refused: int = 5
-    max_accuracy_drop: float = 0.01
+    max_refused: int = 12
+    max_accuracy_drop: float = 0.015
 
     def __post_init__(self) -> None:
         require_range(self, "suspicious", low=0, is_low_open=True)
@@ -106,7 +106,7 @@ class PruneDdeRepair(Repair[PruneDdeConfig]):
         rounds = 2 + int(config.max_fraction * channels)
         mixture = 0 if data.mixture is None else len(data.mixture)
         priced = min(config.cost_images, len(data.work))
-        # A round that costs too much is halved until a single channel is left.
+        # A round that costs too much is cut down to a quarter until a single channel is left.
         guards = 3 + (rounds + config.max_refused) * config.step.bit_length()
         return Cost(
             forward=len(data.images)

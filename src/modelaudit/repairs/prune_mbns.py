@@ -89,9 +89,9 @@ class PruneMbnsConfig:
     cost_images: int = 200
     step: int = 8
     max_fraction: float = 0.08
-    max_refused: int = 5
+    max_refused: int = 3
     max_remaining: float = 0.02
-    max_accuracy_drop: float = 0.01
+    max_accuracy_drop: float = 0.015
 
     def __post_init__(self) -> None:
         require_range(self, "resamples", low=10)
@@ -133,7 +133,7 @@ class PruneMbnsRepair(Repair[PruneMbnsConfig]):
         rounds = 2 + int(config.max_fraction * channels)
         shown = min(config.images, len(data.work))
         priced = min(config.cost_images, len(data.work))
-        # A round that costs too much is halved until a single channel is left.
+        # A round that costs too much is cut down to a quarter until a single channel is left.
         guards = 3 + (rounds + config.max_refused) * config.step.bit_length()
         probes = 1 + len(suspect.sites).bit_length()
         return Cost(
