@@ -10,12 +10,12 @@ import jsonschema
 import pytest
 
 from modelaudit.errors import ConfigError
-from modelaudit.repair_results import RepairAttempt, RepairOutcome, RepairReport
+from modelaudit.repair_results import RepairAttempt, RepairOutcome, RepairReport, ScanSummary
 from modelaudit.report import dumps
 from modelaudit.report.repair_json import dump_repair, prior_scan, to_repair_document
 from modelaudit.report.repair_terminal import render_repair, short_outcome
-from tests.helpers.repair_reports import all_repair_reports, repaired
-from tests.helpers.reports import all_reports, backdoored
+from tests.helpers.repair_reports import TRIED, all_repair_reports, repaired
+from tests.helpers.reports import all_reports, backdoored, inconclusive
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "schema" / "repair-1.json").read_text(encoding="utf-8"))
@@ -74,6 +74,12 @@ def test_the_page_shows_cost_change_and_file() -> None:
         "not a proof that no backdoor is left",
     ):
         assert fact in text
+
+
+def test_no_verdict_is_cut_at_80_columns() -> None:
+    undecided = dataclasses.replace(TRIED, after=ScanSummary.of(inconclusive()))
+    report = dataclasses.replace(repaired(), attempts=(undecided,))
+    assert "inconclusive" in render_repair(report).split("Scanners before")[0]
 
 
 def test_a_hostile_name_stays_on_its_line() -> None:

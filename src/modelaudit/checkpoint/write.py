@@ -114,8 +114,7 @@ def encode_like(
         return Rewritten(data=data, dropped=())
     copier = _Copier(opened, tensors, limits)
     value = copier.copy(opened.parsed.value, ())
-    if not isinstance(value, dict):  # pragma: no cover - `find_weights` finds weights in dicts only
-        raise CorruptCheckpointError(f"expected a dict in {path}, found {type(value).__name__}")
+    assert isinstance(value, dict)  # `_open` has followed dicts from here to the state dict
     if opened.keys:
         value[RECORD_KEY] = dict(record)
     else:

@@ -225,9 +225,11 @@ def _words(
         return _refusal(attempts, request)
     proof = chosen.record.proof
     assert proof is not None
-    name, cost = chosen.record.id, f"{proof.accuracy_drop:+.1%}".replace("+", "")
+    name = chosen.record.id
+    verb = "costs" if proof.accuracy_drop >= 0 else "gains"
     what = "accuracy" if proof.accuracy_before is not None else "agreement with the suspect"
-    lost = f"{name} costs {cost} of {what} on {proof.images} held-out images"
+    points = f"{100 * abs(proof.accuracy_drop):.1f} points"
+    lost = f"{name} {verb} {points} of {what} on {proof.images} held-out images"
     if request.is_dry_run:
         return RepairOutcome.PLANNED, "MA-R002", f"dry run: {lost}; nothing was written", ""
     over = "" if chosen.is_within_budget else ", more than allowed (--force)"

@@ -119,11 +119,12 @@ def _headline(report: RepairReport, symbols: Symbols) -> RenderableType:
 
 
 def _attempts(report: RepairReport) -> Table:
-    table = plain_table(
-        "repair", "accuracy before", "after", "agree", "pruned", "re-scan", "passes", "s"
-    )
-    for index in (3, 4, 6, 7):
+    table = plain_table("repair", "accuracy before", "after", "agree", "pruned", "re-scan", "s")
+    for index in (3, 4, 6):
         table.columns[index].justify = "right"
+    # The verdict is a word that programs know: it is never cut.
+    table.columns[5].no_wrap = True
+    table.columns[5].min_width = len("inconclusive")
     for attempt in report.attempts:
         name = Text(words.safe(attempt.id, 40), style="bold" if attempt.is_chosen else "")
         if attempt.failure:
@@ -139,7 +140,6 @@ def _attempts(report: RepairReport) -> Table:
             agreement,
             f"{attempt.pruned_neurons:,}",
             verdict,
-            f"{cost.forward + cost.forward_backward:,}",
             f"{cost.seconds:.1f}",
         )
     return table
