@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,16 +10,8 @@ import torch
 
 from modelaudit.cli import run
 from modelaudit.results import ExitStatus
-from tests.helpers.repair_populations import (
-    ATTACKED,
-    CLEAN,
-    broken,
-    cut,
-    install_only,
-    leave,
-    repair_class,
-    write_population,
-)
+from tests.helpers.fake_repairs import broken, cut, leave, repair_class
+from tests.helpers.repair_populations import ATTACKED, CLEAN, install_only, write_population
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,4 +83,16 @@ def test_what_cannot_be_done_is_one_sentence(
     assert run([*arguments, *extra]) == ExitStatus.USAGE
     said = capsys.readouterr()
     assert sentence in said.err
+    assert said.out == ""
+
+
+def test_data_that_is_missing_is_unreadable_and_no_bug(
+    arguments: list[str], tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "zoo"
+    shutil.copytree(place / "zoo", folder, ignore=shutil.ignore_patterns("cache", "clean_sets"))
+    moved = ["--models", str(folder), "--data", str(tmp_path), "--method", "cut", "--only", CLEAN]
+    assert run([*arguments, *moved]) == ExitStatus.UNREADABLE
+    said = capsys.readouterr()
+    assert "internal error" not in said.err
     assert said.out == ""

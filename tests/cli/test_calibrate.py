@@ -147,7 +147,7 @@ def test_options_reach_the_engine(
     fake: FakeCalibrate, arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        "modelaudit.cli.scan_job.Registry",
+        "modelaudit.cli.scan_options.Registry",
         lambda group: Registry(group, [_point("ban"), _point("mbns")]),
     )
     more = "--scanner ban --scanner mbns --max-images 200 --seed 5 --preprocess half --id zoo"

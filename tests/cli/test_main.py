@@ -201,7 +201,7 @@ def test_an_interruption_before_the_engine_is_there_is_an_interruption(
     def interrupted(self: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("modelaudit.cli.scan_job.ScanOptions.check_scanners", interrupted)
+    monkeypatch.setattr("modelaudit.cli.scan_options.ScanOptions.check_scanners", interrupted)
     assert run([*SCAN, "--format", "json"]) == ExitStatus.INTERRUPTED
     out, err = capsys.readouterr()
     assert json.loads(out)["verdict"] == "interrupted"

@@ -31,7 +31,9 @@ def register(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
     from importlib.metadata import EntryPoint
 
     points = [EntryPoint(i, "x:Y", "modelaudit.scanners") for i in ids]
-    monkeypatch.setattr("modelaudit.cli.scan_job.Registry", lambda group: Registry(group, points))
+    monkeypatch.setattr(
+        "modelaudit.cli.scan_options.Registry", lambda group: Registry(group, points)
+    )
 
 
 @pytest.mark.parametrize(
@@ -317,7 +319,7 @@ def test_a_terminal_gets_its_width_and_colour_unless_no_color(
 ) -> None:
     engine.outcome = backdoored()
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("modelaudit.cli.scan_job.is_terminal", lambda stream: True)
+    monkeypatch.setattr("modelaudit.cli.report_job.is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", "100")
     run(inputs)
     colored = capsys.readouterr().out

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelaudit.cli.bench_options import Debug
 from modelaudit.cli.calibrate_job import left_out, summary
 from modelaudit.cli.console import console
 from modelaudit.cli.jobs import Job
+from modelaudit.cli.options import Debug, PopulationName
 from modelaudit.cli.output import OutputFile
 from modelaudit.cli.streams import write_stdout
 from modelaudit.errors import ConfigError
@@ -106,15 +106,7 @@ def calibrate(
         str, typer.Option(help="Build from this population of the plan.", metavar="NAME")
     ],
     out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
-    id_: Annotated[
-        str | None,
-        typer.Option(
-            "--id",
-            help="Name of the population that reports carry.",
-            metavar="NAME",
-            show_default="the file's",
-        ),
-    ] = None,
+    id_: PopulationName = None,
     measure: Annotated[
         str | None,
         typer.Option(

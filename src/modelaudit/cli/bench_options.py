@@ -22,6 +22,8 @@ class Population(StrEnum):
 
 Plan = Annotated[str, typer.Option(help="A plan file, or a plan's name.", metavar="FILE|NAME")]
 Folder = Annotated[Path, typer.Option("--out", help="Folder of the population.", metavar="DIR")]
+Models = Annotated[Path, typer.Option(help="Folder that 'bench train' wrote.", metavar="DIR")]
+Rows = Annotated[Path, typer.Option("--out", help="JSON Lines file to append to.", metavar="FILE")]
 Data = Annotated[
     Path,
     typer.Option(
@@ -33,6 +35,12 @@ Only = Annotated[list[str] | None, typer.Option(help="Only this model (repeatabl
 OnlyPopulation = Annotated[
     Population | None, typer.Option("--population", help="Only models of this population.")
 ]
+OnlyPlan = Annotated[
+    str | None,
+    typer.Option(
+        "--plan", help="Only the models of this plan.", metavar="FILE|NAME", show_default="all"
+    ),
+]
 Workers = Annotated[int, typer.Option(help="Processes side by side.", metavar="N", min=1)]
 Threads = Annotated[
     int | None,
@@ -43,8 +51,7 @@ Threads = Annotated[
         show_default="processors by workers",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no logs.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show logs, library warnings and tracebacks.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same rows.", metavar="N", min=0)]
 
 
 def threads_of(threads: int | None, workers: int) -> int:

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from modelaudit.cli.bench_job import BenchJob
-from modelaudit.cli.bench_options import Data, Debug, Quiet
+from modelaudit.cli.bench_options import Data
 from modelaudit.cli.console import console
 from modelaudit.cli.jobs import Job
+from modelaudit.cli.options import Debug, Quiet
 from modelaudit.cli.streams import write_stdout
 from modelaudit.errors import ConfigError
 from modelaudit.results import ExitStatus

@@ -3,111 +3,75 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from modelaudit.cli.bench_options import (
     Data,
-    Debug,
+    Models,
     Only,
+    OnlyPlan,
     OnlyPopulation,
-    Population,
-    Quiet,
+    Rows,
+    Seed,
     Threads,
     Workers,
     threads_of,
 )
-from modelaudit.cli.bench_progress import display
+from modelaudit.cli.device import Device, resolve_device
 from modelaudit.cli.jobs import Job
-from modelaudit.cli.scan_job import Device, resolve_device
-from modelaudit.cli.streams import write_stdout
-from modelaudit.results import ExitStatus
+from modelaudit.cli.options import Debug, DeviceOption, Quiet
+from modelaudit.cli.population_job import PopulationJob, Task
+
+if TYPE_CHECKING:
+    from modelaudit.bench.repair import RepairEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchRepairJob(Job):
+class RepairPopulationJob(PopulationJob["RepairEvent"]):
     """Repair a population.
 
-    Attributes:
-        models: folder of the population.
-        data: folder of the data.
-        out: JSON Lines file.
+    Attributes, beside those of `PopulationJob`:
         methods: ids; all and `auto` if empty.
-        has_paper_code: whether the authors' procedures run too.
         images: size of the clean sets; None for the methods' own.
-        only: ids of models; all if empty.
-        population: A or B; both if None.
-        plan: only the models of this plan; None for all.
-        is_with_failed: whether models that failed the gate are repaired too.
-        workers: processes.
-        threads: of each.
-        device: not yet resolved.
-        seed: of scans and repairs.
-        is_quiet: whether stderr carries error sentences only.
-        is_debug: whether a failure shows its traceback.
     """
 
-    models: Path
-    data: Path
-    out: Path
+    unit: ClassVar[str] = "repair"
+
     methods: tuple[str, ...]
-    has_paper_code: bool
     images: int | None
-    only: tuple[str, ...]
-    population: Population | None
-    plan: str | None
-    is_with_failed: bool
-    workers: int
-    threads: int
-    device: Device
-    seed: int
-    is_quiet: bool
-    is_debug: bool
 
-    def run(self) -> int:
-        """Repair what has no row yet and say how many there are."""
-        with display(is_quiet=self.is_quiet, is_debug=self.is_debug) as show:
-            from modelaudit.bench.repair import RepairWork
-            from modelaudit.bench.repair_tracker import RepairTracker
-            from modelaudit.bench.rows import read_keys
-            from modelaudit.bench.workers import run_workers
+    def _task(self) -> Task[RepairEvent]:
+        from modelaudit.bench.repair import RepairWork
+        from modelaudit.bench.repair_tracker import RepairTracker
 
-            work = RepairWork(
-                folder=self.models,
-                data_root=self.data,
-                out=self.out,
-                methods=self.methods,
-                has_paper_code=self.has_paper_code,
-                images=self.images,
-                seed=self.seed,
-                device=resolve_device(self.device),
-                only=self.only,
-                population=self.population,
-                plan=self.plan,
-                is_with_failed=self.is_with_failed,
-            )
-            cards, methods = work.cards(), work.built()
-            tracker = RepairTracker(cards, methods, workers=self.workers)
-            show(tracker.status("starting"))
-            failed = run_workers(
-                work,
-                workers=self.workers,
-                threads=self.threads,
-                report=lambda event: show(tracker.update(event)),
-            )
-            rows = len(read_keys(self.out))
-        lines = [f"{rows} rows in {self.out}, {len(cards)} models by {len(methods)} methods"]
-        lines += [f"a repair failed on {id_}, see its rows" for id_ in failed]
-        write_stdout("".join(f"{line}\n" for line in lines))
-        return ExitStatus.INCONCLUSIVE if failed else ExitStatus.CLEAN
+        work = RepairWork(
+            folder=self.models,
+            data_root=self.data,
+            out=self.out,
+            methods=self.methods,
+            has_paper_code=self.has_paper_code,
+            images=self.images,
+            seed=self.seed,
+            device=resolve_device(self.device),
+            only=self.only,
+            population=self.population,
+            plan=self.plan,
+            is_with_failed=self.is_with_failed,
+        )
+        cards, methods = work.cards(), work.built()
+        return Task(
+            work=work,
+            tracker=RepairTracker(cards, methods, workers=self.workers),
+            scope=f"{len(cards)} models by {len(methods)} methods",
+        )
 
 
 def repair(
-    models: Annotated[Path, typer.Option(help="Folder that 'bench train' wrote.", metavar="DIR")],
+    models: Models,
     data: Data,
-    out: Annotated[Path, typer.Option(help="JSON Lines file to append to.", metavar="FILE")],
+    out: Rows,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,22 +95,19 @@ def repair(
     ] = None,
     only: Only = None,
     population: OnlyPopulation = None,
-    plan: Annotated[
-        str | None,
-        typer.Option(help="Only the models of this plan.", metavar="FILE|NAME", show_default="all"),
-    ] = None,
+    plan: OnlyPlan = None,
     is_with_failed: Annotated[
         bool, typer.Option("--with-failed", help="Repair models that failed the gate too.")
     ] = False,
     workers: Workers = 1,
     threads: Threads = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
-    seed: Annotated[int, typer.Option(help="Same seed, same rows.", metavar="N", min=0)] = 0,
+    device: DeviceOption = Device.AUTO,
+    seed: Seed = 0,
     is_quiet: Quiet = False,
     is_debug: Debug = False,
 ) -> Job:
     """Repair every model of a population by every method; one JSON line per model and method."""
-    return BenchRepairJob(
+    return RepairPopulationJob(
         models=models,
         data=data,
         out=out,

@@ -3,123 +3,79 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from modelaudit.cli.bench_job import BenchJob
 from modelaudit.cli.bench_options import (
     Data,
-    Debug,
+    Models,
     Only,
+    OnlyPlan,
     OnlyPopulation,
-    Population,
-    Quiet,
+    Rows,
+    Seed,
     Threads,
     Workers,
     threads_of,
 )
-from modelaudit.cli.bench_progress import display
+from modelaudit.cli.device import Device, resolve_device
 from modelaudit.cli.jobs import Job
-from modelaudit.cli.scan_job import Device, resolve_device
-from modelaudit.cli.streams import write_stdout
-from modelaudit.results import ExitStatus
+from modelaudit.cli.options import Debug, DeviceOption, Quiet, ScannerIds
+from modelaudit.cli.population_job import PopulationJob, Task
+
+if TYPE_CHECKING:
+    from modelaudit.bench.scan import ScanEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScanPopulationJob(BenchJob):
+class ScanPopulationJob(PopulationJob["ScanEvent"]):
     """Scan a population.
 
-    Attributes:
-        models: folder of the population.
-        data: folder of the data.
-        out: JSON Lines file.
+    Attributes, beside those of `PopulationJob`:
         scanners: ids; all if empty.
-        has_paper_code: whether the authors' procedures run too.
         images: size of the clean sets.
-        only: ids of models; all if empty.
-        population: A or B; both if None.
-        plan: only the models of this plan; None for all.
-        is_with_failed: whether models that failed the gate are scanned too.
         degradation: what is done to the clean images; None for nothing.
-        workers: processes.
-        threads: of each.
-        device: not yet resolved.
-        seed: of the scans.
-        is_quiet: whether stderr carries error sentences only.
-        is_debug: whether a failure shows its traceback.
     """
 
-    models: Path
-    data: Path
-    out: Path
+    unit: ClassVar[str] = "scanner"
+
     scanners: tuple[str, ...]
-    has_paper_code: bool
     images: int
-    only: tuple[str, ...]
-    population: Population | None
-    plan: str | None
-    is_with_failed: bool
     degradation: str | None
-    workers: int
-    threads: int
-    device: Device
-    seed: int
-    is_quiet: bool
-    is_debug: bool
 
-    def run(self) -> int:
-        """Scan what has no row yet and say how many there are."""
-        with display(is_quiet=self.is_quiet, is_debug=self.is_debug) as show:
-            from modelaudit.bench.rows import read_keys
-            from modelaudit.bench.scan import ScanWork
-            from modelaudit.bench.tracker import ScanTracker
-            from modelaudit.bench.workers import run_workers
+    def _task(self) -> Task[ScanEvent]:
+        from modelaudit.bench.scan import ScanWork
+        from modelaudit.bench.tracker import ScanTracker
 
-            work = ScanWork(
-                folder=self.models,
-                data_root=self.data,
-                out=self.out,
-                scanners=self.scanners,
-                has_paper_code=self.has_paper_code,
-                images=self.images,
-                seed=self.seed,
-                device=resolve_device(self.device),
-                only=self.only,
-                population=self.population,
-                plan=self.plan,
-                is_with_failed=self.is_with_failed,
-                degradation=self.degradation,
-            )
-            cards = work.cards()
-            tracker = ScanTracker(cards, workers=self.workers)
-            show(tracker.status("starting"))
-            failed = run_workers(
-                work,
-                workers=self.workers,
-                threads=self.threads,
-                report=lambda event: show(tracker.update(event)),
-            )
-            rows = len(read_keys(self.out))
-        lines = [f"{rows} rows in {self.out}, {len(cards)} models are to be scanned"]
-        lines += [f"a scanner failed on {id_}, see its rows" for id_ in failed]
-        write_stdout("".join(f"{line}\n" for line in lines))
-        return ExitStatus.INCONCLUSIVE if failed else ExitStatus.CLEAN
+        work = ScanWork(
+            folder=self.models,
+            data_root=self.data,
+            out=self.out,
+            scanners=self.scanners,
+            has_paper_code=self.has_paper_code,
+            images=self.images,
+            seed=self.seed,
+            device=resolve_device(self.device),
+            only=self.only,
+            population=self.population,
+            plan=self.plan,
+            is_with_failed=self.is_with_failed,
+            degradation=self.degradation,
+        )
+        cards = work.cards()
+        return Task(
+            work=work,
+            tracker=ScanTracker(cards, workers=self.workers),
+            scope=f"{len(cards)} models are to be scanned",
+        )
 
 
 def scan(
-    models: Annotated[Path, typer.Option(help="Folder that 'bench train' wrote.", metavar="DIR")],
+    models: Models,
     data: Data,
-    out: Annotated[Path, typer.Option(help="JSON Lines file to append to.", metavar="FILE")],
-    scanner: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Run this scanner only (repeatable), with a variant as in ban@paper_code.",
-            metavar="ID",
-            show_default="all",
-        ),
-    ] = None,
+    out: Rows,
+    scanner: ScannerIds = None,
     has_paper_code: Annotated[
         bool, typer.Option("--paper-code", help="Run each scanner's paper_code variant too.")
     ] = False,
@@ -128,10 +84,7 @@ def scan(
     ] = 500,
     only: Only = None,
     population: OnlyPopulation = None,
-    plan: Annotated[
-        str | None,
-        typer.Option(help="Only the models of this plan.", metavar="FILE|NAME", show_default="all"),
-    ] = None,
+    plan: OnlyPlan = None,
     is_with_failed: Annotated[
         bool, typer.Option("--with-failed", help="Scan models that failed the gate too.")
     ] = False,
@@ -146,8 +99,8 @@ def scan(
     ] = None,
     workers: Workers = 1,
     threads: Threads = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
-    seed: Annotated[int, typer.Option(help="Same seed, same rows.", metavar="N", min=0)] = 0,
+    device: DeviceOption = Device.AUTO,
+    seed: Seed = 0,
     is_quiet: Quiet = False,
     is_debug: Debug = False,
 ) -> Job:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modelaudit.cli.bench_options import Debug, Quiet
 from modelaudit.cli.console import console
 from modelaudit.cli.jobs import Job
+from modelaudit.cli.options import Debug, Quiet
 from modelaudit.cli.streams import write_stdout
 from modelaudit.errors import ConfigError, OutputError
 from modelaudit.results import ExitStatus

@@ -10,21 +10,20 @@ import typer
 from modelaudit.cli.bench_job import BenchJob
 from modelaudit.cli.bench_options import (
     Data,
-    Debug,
     Folder,
     Only,
     OnlyPopulation,
     Plan,
     Population,
-    Quiet,
     Threads,
     Workers,
     shard_of,
     threads_of,
 )
 from modelaudit.cli.bench_progress import display
+from modelaudit.cli.device import Device, resolve_device
 from modelaudit.cli.jobs import Job
-from modelaudit.cli.scan_job import Device, resolve_device
+from modelaudit.cli.options import Debug, DeviceOption, Quiet
 from modelaudit.cli.streams import write_stdout
 from modelaudit.results import ExitStatus
 
@@ -114,7 +113,7 @@ def train(
     ] = "0/1",
     workers: Workers = 1,
     threads: Threads = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    device: DeviceOption = Device.AUTO,
     is_quiet: Quiet = False,
     is_debug: Debug = False,
 ) -> Job:

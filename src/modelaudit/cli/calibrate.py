@@ -10,8 +10,9 @@ import typer
 
 from modelaudit.cli import options
 from modelaudit.cli.calibrate_job import CalibrateJob
+from modelaudit.cli.device import Device
 from modelaudit.cli.jobs import Job
-from modelaudit.cli.scan_job import Device, ScanOptions
+from modelaudit.cli.scan_options import ScanOptions
 
 
 def calibrate(
@@ -30,15 +31,7 @@ def calibrate(
             help="The population, for scan --calibration.", metavar="FILE", show_default=False
         ),
     ],
-    id_: Annotated[
-        str | None,
-        typer.Option(
-            "--id",
-            help="Name of the population that reports carry.",
-            metavar="NAME",
-            show_default="the file's",
-        ),
-    ] = None,
+    id_: options.PopulationName = None,
     scanner: options.ScannerIds = None,
     arch: options.Arch = None,
     mean: options.Mean = None,
@@ -46,9 +39,7 @@ def calibrate(
     preprocess: options.Preprocess = None,
     input_size: options.InputSize = None,
     classes: options.Classes = None,
-    max_images: Annotated[
-        int, typer.Option(help="Clean images used at most.", metavar="N", min=1)
-    ] = 500,
+    max_images: options.MaxImages = 500,
     device: options.DeviceOption = Device.AUTO,
     seed: options.Seed = 0,
     is_quiet: options.Quiet = False,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelaudit.calibration import Population, ScannedModel
-    from modelaudit.cli.scan_job import ScanOptions
+    from modelaudit.cli.scan_options import ScanOptions
     from modelaudit.results import Json
 
 #: Added to the name of the output while models are being scanned.

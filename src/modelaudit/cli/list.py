@@ -14,6 +14,7 @@ import typer
 from modelaudit.cli.console import console
 from modelaudit.cli.formats import Format
 from modelaudit.cli.jobs import Job
+from modelaudit.cli.options import Debug
 from modelaudit.cli.streams import is_terminal, write_stdout
 from modelaudit.report.words import safe, sentence
 from modelaudit.results import ExitStatus
@@ -53,9 +54,7 @@ def list_components(
     form: Annotated[
         Format, typer.Option("--format", help="How to print the list.")
     ] = Format.TERMINAL,
-    is_debug: Annotated[
-        bool, typer.Option("--debug", help="Show logs, library warnings and tracebacks.")
-    ] = False,
+    is_debug: Debug = False,
 ) -> Job:
     """List the installed scanners, repairs and attacks with their settings."""
     return ListJob(form=form, is_debug=is_debug)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from modelaudit.cli.device import Device
 from modelaudit.cli.formats import Format
-from modelaudit.cli.scan_job import Device
 from modelaudit.errors import ConfigError
 from modelaudit.preprocessing import PRESETS, Preprocessing
 
@@ -78,6 +78,7 @@ Classes = Annotated[
         show_default="worked out",
     ),
 ]
+MaxImages = Annotated[int, typer.Option(help="Clean images used at most.", metavar="N", min=1)]
 Mixture = Annotated[
     Path | None,
     typer.Option(
@@ -92,6 +93,15 @@ Calibrations = Annotated[
         help="Reference population of `modelaudit calibrate` (repeatable), before those shipped.",
         metavar="FILE",
         show_default=False,
+    ),
+]
+PopulationName = Annotated[
+    str | None,
+    typer.Option(
+        "--id",
+        help="Name of the population that reports carry.",
+        metavar="NAME",
+        show_default="the file's",
     ),
 ]
 Budget = Annotated[

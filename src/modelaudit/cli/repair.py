@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from modelaudit.cli import options
+from modelaudit.cli.device import Device
 from modelaudit.cli.formats import Format
 from modelaudit.cli.jobs import Job
 from modelaudit.cli.repair_job import RepairJob, RepairOptions
-from modelaudit.cli.scan_job import Device, ScanOptions
+from modelaudit.cli.scan_options import ScanOptions
 from modelaudit.errors import ConfigError
 
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from modelaudit.cli.console import console
-from modelaudit.cli.formats import Format
-from modelaudit.cli.jobs import Job
-from modelaudit.cli.outcome import TERMINATED_STATUS, Terminated, outcome_of
+from modelaudit.cli.outcome import outcome_of
 from modelaudit.cli.output import OutputFile
-from modelaudit.cli.streams import is_terminal, write_stdout
+from modelaudit.cli.report_job import ReportJob
 from modelaudit.errors import ConfigError, OutputError
 from modelaudit.registry import Registry
 from modelaudit.repair_results import RepairOutcome, RepairReport
@@ -26,7 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelaudit import engine
-    from modelaudit.cli.scan_job import ScanOptions
+    from modelaudit.cli.report_job import Page
+    from modelaudit.cli.scan_options import ScanOptions
     from modelaudit.repair_results import PriorScan
 
 #: The outcomes that say something about the model; the others are explained on stderr.
@@ -99,38 +96,10 @@ class RepairOptions:
         return owner.partition("@")[0] in Registry("repairs").ids()
 
 
-class RepairJob(Job):
-    """Repair, write the file, deliver the report.
+class RepairJob(ReportJob[RepairOptions, RepairReport]):
+    """Repair, write the file, deliver the report; when it raises, nothing was written."""
 
-    Args:
-        options: what to repair and how.
-        form: format of the report.
-        output: file for the report; stdout if None.
-        is_quiet: whether stderr carries error sentences only.
-        is_debug: whether a failure shows its traceback.
-    """
-
-    def __init__(
-        self,
-        options: RepairOptions,
-        *,
-        form: Format,
-        output: Path | None,
-        is_quiet: bool,
-        is_debug: bool,
-    ) -> None:
-        self._options = options
-        self._form = form
-        self._output = output
-        self._is_quiet = is_quiet
-        self._is_debug = is_debug
-        self._report_file: OutputFile | None = None
-        self._request: engine.RepairRequest | None = None
-
-    @property
-    def is_debug(self) -> bool:
-        """Whether a failure shows its traceback."""
-        return self._is_debug
+    _request: engine.RepairRequest | None = None
 
     def run(self) -> int:
         """Repair, write and deliver."""
@@ -148,30 +117,17 @@ class RepairJob(Job):
                 repaired = repaired.written(encoded, model_file.shown)
         return self._deliver(repaired.report)
 
-    def fail(self, error: BaseException) -> int:
-        """Deliver the report of a repair that raised; nothing was written."""
-        report = self._failure_report(error)
-        if isinstance(error, Terminated):
-            report = dataclasses.replace(report, exit_status=TERMINATED_STATUS)
-        return self._deliver(report, error)
-
     def _check_outputs(self) -> OutputFile | None:
         options, scan = self._options, self._options.scan
-        inputs = [scan.checkpoint, scan.data, *scan.calibrations]
-        inputs += [path for path in (scan.classes, options.report) if path is not None]
-        folders = [scan.data, *([scan.mixture] if scan.mixture else [])]
+        files = scan.files if options.report is None else (*scan.files, options.report)
         model_file = None
         if options.out is not None:
             model_file = OutputFile.check(
-                options.out, files=inputs, folders=folders, option="--out"
+                options.out, files=files, folders=scan.folders, option="--out"
             )
         if self._output is not None:
-            self._report_file = OutputFile.check(self._output, files=inputs, folders=folders)
-        if (
-            model_file is not None
-            and self._report_file is not None
-            and model_file.path == self._report_file.path
-        ):
+            self._file = OutputFile.check(self._output, files=files, folders=scan.folders)
+        if model_file is not None and self._file is not None and model_file.path == self._file.path:
             raise ConfigError(
                 f"--out and --output are both {str(options.out)!r}; give the model and the report "
                 "files of their own"
@@ -198,40 +154,30 @@ class RepairJob(Job):
             seed=scan.seed,
         )
 
-    def _deliver(self, report: RepairReport, error: BaseException | None = None) -> int:
-        """Explain a failure, write the report where it belongs, and return the exit status."""
-        if report.outcome not in _ANSWERS or (error is not None and report.before is None):
-            self.explain(error, report.reason, report.exit_status)
-        if report.outcome is RepairOutcome.USAGE:
-            return report.exit_status
-        try:
-            if self._report_file is not None:
-                self._report_file.write(self._format(report, is_for_file=True))
-                from modelaudit.report.repair_terminal import short_outcome
+    def _is_answer(self, report: RepairReport) -> bool:
+        return report.outcome in _ANSWERS
 
-                write_stdout(short_outcome(report))
-            elif report.outcome in _ANSWERS or self._form is Format.JSON:
-                write_stdout(self._format(report, is_for_file=False))
-        except OutputError as failure:
-            written = "" if report.written is None else f"; {report.written.path} was written"
-            self.explain(failure, f"{failure}{written}", ExitStatus.OUTPUT_FAILED)
-            return ExitStatus.OUTPUT_FAILED
-        return report.exit_status
+    def _complaint(self, report: RepairReport, error: BaseException | None) -> str | None:
+        is_told = self._is_answer(report) and (error is None or report.before is not None)
+        return None if is_told else report.reason
 
-    def _format(self, report: RepairReport, *, is_for_file: bool) -> str:
-        if self._form is Format.JSON:
-            return dump_repair(report)
+    def _json(self, report: RepairReport) -> str:
+        return dump_repair(report)
+
+    def _page(self, report: RepairReport) -> Page:
         from modelaudit.report.repair_terminal import render_repair
 
-        if is_for_file or not is_terminal(sys.stdout):
-            encoding = "utf-8" if is_for_file or sys.stdout is None else sys.stdout.encoding
-            return render_repair(report, encoding=encoding or "utf-8")
-        return render_repair(
-            report,
-            width=shutil.get_terminal_size().columns,
-            has_color="NO_COLOR" not in os.environ,
-            encoding=sys.stdout.encoding or "utf-8",
-        )
+        return partial(render_repair, report)
+
+    def _short(self, report: RepairReport) -> str:
+        from modelaudit.report.repair_terminal import short_outcome
+
+        return short_outcome(report)
+
+    def _deliver_unwritten(self, report: RepairReport, failure: OutputError) -> int:
+        written = "" if report.written is None else f"; {report.written.path} was written"
+        self.explain(failure, f"{failure}{written}", ExitStatus.OUTPUT_FAILED)
+        return ExitStatus.OUTPUT_FAILED
 
 
 def _read_report(path: Path) -> PriorScan:

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from modelaudit.cli import options
+from modelaudit.cli.device import Device
 from modelaudit.cli.formats import Format
 from modelaudit.cli.jobs import Job
-from modelaudit.cli.scan_job import Device, ScanJob, ScanOptions
+from modelaudit.cli.scan_job import ScanJob
+from modelaudit.cli.scan_options import ScanOptions
 from modelaudit.errors import ConfigError
 
 
@@ -35,9 +37,7 @@ def scan(
     preprocess: options.Preprocess = None,
     input_size: options.InputSize = None,
     classes: options.Classes = None,
-    max_images: Annotated[
-        int, typer.Option(help="Clean images used at most.", metavar="N", min=1)
-    ] = 500,
+    max_images: options.MaxImages = 500,
     mixture: options.Mixture = None,
     calibration: options.Calibrations = None,
     budget: options.Budget = None,
