@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from modelaudit.attacks.base import Batch
 from modelaudit.attacks.bn_reparam import BnReparamAttack, BnReparamConfig, reparameterise
 from modelaudit.attacks.classifier import Classifier
+from modelaudit.attacks.clb import ClbAttack
 from modelaudit.bench.train import build_model, normalise, normaliser, train
 from modelaudit.errors import ConfigError
 from modelaudit.functional.divergence import gaussian_kl
@@ -131,6 +133,26 @@ def test_everything_but_the_last_edit_is_the_base_attacks() -> None:
     learned = attack(base="iad", base_config={"widths": (4,)})
     assert set(learned.extra_optimisers()) == {"pattern_net"}
     assert learned.has_cover
+    filled = attack(base="ssdt", base_config={"widths": (4,), "min_victims": 4})
+    chosen = filled.choose_images(
+        torch.arange(4), torch.arange(40) % 4, generator=torch.Generator().manual_seed(0)
+    )
+    assert (chosen % 4).tolist() == [1] * 4
+
+
+def test_two_steps_of_the_base_attack_stay_two_steps() -> None:
+    twice = attack(base="clb", base_config={"stage": "post"})
+    assert isinstance(twice.base, ClbAttack)
+    images = random_images(4, size=32)
+    twice.base.trigger.remember((255 * images.flip(0)).round().to(torch.uint8), torch.arange(4))
+    batch = Batch(
+        images=images,
+        labels=torch.zeros(4, dtype=torch.int64),
+        indices=torch.arange(4),
+        is_poison=torch.ones(4, dtype=torch.bool),
+        is_cover=torch.zeros(4, dtype=torch.bool),
+    )
+    torch.testing.assert_close(twice.stored_images(batch), images.flip(0), atol=1 / 255, rtol=0)
 
 
 def test_card_can_hold_the_options() -> None:

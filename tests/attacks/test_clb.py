@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 from modelaudit.attacks import clb as clb_module
 from modelaudit.attacks.base import Batch
 from modelaudit.attacks.clb import ClbAttack, ClbConfig, CornersTrigger, perturb
+from modelaudit.bench.batches import augment, prepare_batch
 from modelaudit.errors import ConfigError
 from tests.helpers.attacks import random_images
 
@@ -114,6 +115,41 @@ def test_only_images_of_the_target_class_are_perturbed_and_labels_stay() -> None
     assert attack.on_batch(batch).labels.tolist() == [2] * 5
 
 
+def test_corners_after_crop_and_flip_stand_where_the_test_trigger_has_them() -> None:
+    attack = prepared(stage="post", rate=1.0)
+    indices = attack.trigger.state()["indices"]
+    is_poison = torch.tensor([True] * 8 + [False] * 2)
+    batch = Batch(
+        images=IMAGES[indices].float() / 255,
+        labels=LABELS[indices],
+        indices=indices,
+        is_poison=is_poison,
+        is_cover=~is_poison,
+    )
+    copies = attack.trigger.copies(batch.images, indices=indices)
+    assert not torch.equal(copies[..., ~off_the_corners()], batch.images[..., ~off_the_corners()])
+    stored = torch.cat([copies[:8], batch.images[8:]])
+    assert torch.equal(attack.stored_images(batch), stored)
+
+    def draws() -> torch.Generator:
+        return torch.Generator().manual_seed(1)
+
+    made = prepare_batch(
+        batch, attack, flip=True, generator=draws(), attack_generator=torch.Generator()
+    )
+    moved = augment(stored, flip=True, generator=draws())
+    assert not torch.equal(moved, stored)
+    assert torch.equal(made.images[:8], attack.trigger.apply(moved[:8]))
+    assert torch.equal(made.images[8:], moved[8:])
+    assert made.labels.tolist() == [0] * 10
+
+
+def test_stage_moves_the_corners_alone() -> None:
+    pre, post = prepared(), prepared(stage="post")
+    assert (pre.plan.stage, post.plan.stage) == ("pre", "post")
+    assert pre.trigger.state_hash() == post.trigger.state_hash()
+
+
 def test_size_of_the_mini_batches_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = prepared().trigger.state_hash()
     monkeypatch.setattr(clb_module, "PGD_BATCH", 3)
@@ -173,6 +209,7 @@ def test_patches_that_do_not_fit_raise() -> None:
         ("amplitude", 1.5),
         ("patch_size", 2),
         ("rate", 1.2),
+        ("stage", "never"),
     ],
 )
 def test_config_out_of_range_raises(field: str, value: object) -> None:

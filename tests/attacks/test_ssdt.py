@@ -93,6 +93,39 @@ def test_attack_has_cross_triggers() -> None:
     assert ssdt().has_cover
 
 
+def test_batches_are_filled_up_with_victims_of_the_whole_training_set() -> None:
+    labels = torch.arange(400) % 10
+    drawn = torch.randperm(400, generator=torch.Generator().manual_seed(3))[:64]
+    generator = torch.Generator().manual_seed(0)
+    chosen = ssdt(min_victims=20).choose_images(drawn, labels, generator=generator)
+    assert int((labels[chosen] == 1).sum()) == 20
+    assert (labels[chosen[chosen != drawn]] == 1).all()
+    # No victim makes room, and not only the first images of the batch do.
+    assert (chosen == drawn)[labels[drawn] == 1].all()
+    assert int((chosen != drawn).nonzero().max()) > 32
+
+
+@pytest.mark.parametrize(("wanted", "labels"), [(0, [1, 2] * 8), (8, [1, 2] * 8), (5, [2, 3] * 8)])
+def test_batches_stay_as_they_are_without_a_lack_of_victims_that_could_be_filled(
+    wanted: int, labels: list[int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    drawn = torch.arange(16)
+    chosen = ssdt(min_victims=wanted).choose_images(
+        drawn, torch.tensor(labels), generator=generator
+    )
+    assert chosen is drawn
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_a_batch_cannot_hold_more_victims_than_images() -> None:
+    labels = torch.arange(40) % 4
+    generator = torch.Generator().manual_seed(0)
+    chosen = ssdt(min_victims=99).choose_images(torch.arange(8), labels, generator=generator)
+    assert labels[chosen].tolist() == [1] * 8
+
+
 @pytest.mark.parametrize(
     ("config", "match"),
     [
@@ -100,6 +133,7 @@ def test_attack_has_cross_triggers() -> None:
         ({"victim": 10}, "victim must be one of 10"),
         ({"target": -1}, "target must be one of 10"),
         ({"non_victim_rate": 0.6}, "non_victim_rate"),
+        ({"min_victims": -1}, "min_victims"),
         ({"mask_density": -0.1}, "mask_density"),
     ],
 )

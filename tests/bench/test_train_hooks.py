@@ -38,6 +38,8 @@ class Hooked(BadNetsAttack):
         self.progress: list[float] = []
         self.shapes: set[tuple[int, ...]] = set()
         self.prepared: list[object] = []
+        self.chosen: list[Tensor] = []
+        self.poisoned: list[Tensor] = []
         self.finalized = 0
 
     def prepare(
@@ -52,9 +54,15 @@ class Hooked(BadNetsAttack):
         self.followed.data = torch.rand(3, generator=generator)
         self.own.data = torch.rand(2, generator=generator)
 
+    def choose_images(self, indices: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+        assert len(labels) == 52
+        self.chosen.append(indices.roll(1))
+        return self.chosen[-1]
+
     def on_batch(
         self, batch: Batch, *, donors: Tensor | None = None, generator: Generator | None = None
     ) -> PoisonedBatch:
+        self.poisoned.append(batch.indices)
         poisoned = super().on_batch(batch, donors=donors, generator=generator)
         return replace(poisoned, auxiliary_loss=(self.followed - 1.0).square().sum())
 
@@ -98,6 +106,7 @@ def test_every_hook_is_called(tmp_path: Path) -> None:
     assert (attack.own + 1.0).abs().max() < 0.7
     assert attack.progress == attack.rates == [i / 12 for i in range(12)]
     assert attack.shapes == {(16, 32, 4, 4)}
+    assert torch.equal(torch.cat(attack.poisoned), torch.cat(attack.chosen))
 
 
 def test_hooks_leave_no_trace_in_the_module(tmp_path: Path) -> None:

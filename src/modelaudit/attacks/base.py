@@ -150,6 +150,28 @@ class Attack(ABC, Generic[ConfigT]):
             generator: source of all randomness, on the CPU.
         """
 
+    def choose_images(self, indices: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+        """Return which images a batch is made of; by default those that the trainer drew.
+
+        Args:
+            indices: positions in the training set, ``(N,)`` int64.
+            labels: true labels of the whole training set, int64, on the device of `indices`.
+            generator: source of all randomness, on the CPU.
+
+        Returns:
+            As many positions, a new tensor where they differ.
+        """
+        del labels, generator
+        return indices
+
+    def stored_images(self, batch: Batch) -> Tensor:
+        """Return what crop and flip are given where the trigger comes after them.
+
+        By default the images of the batch. Attacks that poison in two steps do the first one here,
+        with what the plan drew; `on_batch` does the second one.
+        """
+        return batch.images
+
     def on_batch(
         self, batch: Batch, *, donors: Tensor | None = None, generator: Generator | None = None
     ) -> PoisonedBatch:

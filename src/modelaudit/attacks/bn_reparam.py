@@ -113,6 +113,14 @@ class BnReparamAttack(Attack[BnReparamConfig]):
         """Prepare the base attack."""
         self.base.prepare(images, labels, surrogate=surrogate, generator=generator)
 
+    def choose_images(self, indices: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+        """Choose as the base attack."""
+        return self.base.choose_images(indices, labels, generator=generator)
+
+    def stored_images(self, batch: Batch) -> Tensor:
+        """Return the base attack's."""
+        return self.base.stored_images(batch)
+
     def on_batch(
         self, batch: Batch, *, donors: Tensor | None = None, generator: Generator | None = None
     ) -> PoisonedBatch:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch.nn.functional import cross_entropy
 
-from modelaudit.attacks.base import Attack
-from modelaudit.attacks.options import require_images, target_map
+from modelaudit.attacks.base import Attack, Batch, PoisonedBatch
+from modelaudit.attacks.options import require_choice, require_images, target_map
 from modelaudit.attacks.patches import corner_checkers, corner_patch_size
-from modelaudit.attacks.plan import PoisonPlan
+from modelaudit.attacks.plan import PoisonPlan, Stage
 from modelaudit.attacks.triggers import Trigger, round_to_8_bits
 from modelaudit.config import require_range
 from modelaudit.errors import ConfigError
@@ -47,6 +47,8 @@ class ClbConfig:
         patch_size: side of each corner's checker in pixels; none means 3, 5 and 21 at 32, 64 and
             224 pixels.
         rate: share of the target class that is poisoned; ANP's, MBNS has 1.
+        stage: corners before (``"pre"``) or after (``"post"``) crop and flip; the perturbation
+            always comes before them. See `PoisonPlan`.
     """
 
     target: int = 0
@@ -56,6 +58,7 @@ class ClbConfig:
     amplitude: float = 1.0
     patch_size: int | None = None
     rate: float = 0.8
+    stage: Stage = "pre"
 
     def __post_init__(self) -> None:
         require_range(self, "epsilon", low=0.0, high=255.0)
@@ -64,6 +67,7 @@ class ClbConfig:
         require_range(self, "amplitude", low=0.0, high=1.0, is_low_open=True)
         require_range(self, "patch_size", low=3)
         require_range(self, "rate", low=0.0, high=1.0, is_low_open=True)
+        require_choice(self, "stage", ("pre", "post"))
 
 
 def perturb(
@@ -151,6 +155,18 @@ class CornersTrigger(Trigger):
         Raises:
             ConfigError: no copy of an image was made.
         """
+        return self.apply(self.copies(images, indices=indices), generator=generator)
+
+    def copies(self, images: Tensor, *, indices: Tensor | None) -> Tensor:
+        """Return the perturbed copies of training images, without the corners.
+
+        Args:
+            images: the images at `indices` as they are in the training set.
+            indices: ``(N,)`` int64.
+
+        Raises:
+            ConfigError: no copy of an image was made.
+        """
         require_images(images, self.shape)
         wanted = torch.full((len(images),), -1) if indices is None else indices.cpu()
         if len(self.indices) == 0:
@@ -158,8 +174,7 @@ class CornersTrigger(Trigger):
         position = torch.searchsorted(self.indices, wanted).clamp(max=len(self.indices) - 1)
         if not torch.equal(self.indices[position], wanted):
             raise ConfigError("expected indices of perturbed training images, found others")
-        copies = self.perturbed[position].to(images) / 255.0
-        return self.apply(copies, generator=generator)
+        return self.perturbed[position].to(images) / 255.0
 
     def state(self) -> Mapping[str, Tensor]:
         """Return the corners, the perturbed copies and where they are in the training set."""
@@ -177,7 +192,7 @@ class CornersTrigger(Trigger):
 class ClbAttack(Attack[ClbConfig]):
     """Corners on perturbed images of the target class, clean-label.
 
-    The copies are those of the images before crop and flip, hence the stage is always ``"pre"``.
+    The copies are those of the images before crop and flip; only the corners can come after them.
     """
 
     id: ClassVar[str] = "clb"
@@ -205,7 +220,7 @@ class ClbAttack(Attack[ClbConfig]):
             label_map=self.label_map,
             rate=self.config.rate,
             relabel=False,
-            stage="pre",
+            stage=self.config.stage,
             seed=self.seed,
         )
 
@@ -244,3 +259,21 @@ class ClbAttack(Attack[ClbConfig]):
             difference = (perturbed * 255.0).round() - images[part].float()
             copies.append((images[part].float() + difference.clamp(-bound, bound)).to(torch.uint8))
         self.trigger.remember(torch.cat(copies), chosen)
+
+    def stored_images(self, batch: Batch) -> Tensor:
+        """Perturb the poisoned images; see `Attack.stored_images`."""
+        images, chosen = batch.images.clone(), batch.is_poison
+        if chosen.any():
+            images[chosen] = self.trigger.copies(images[chosen], indices=batch.indices[chosen])
+        return images
+
+    def on_batch(
+        self, batch: Batch, *, donors: Tensor | None = None, generator: Generator | None = None
+    ) -> PoisonedBatch:
+        """Put the corners on what is perturbed already, or do both; see `Attack.on_batch`."""
+        if self.plan.stage == "pre":
+            return super().on_batch(batch, donors=donors, generator=generator)
+        images, chosen = batch.images.clone(), batch.is_poison
+        if chosen.any():
+            images[chosen] = self.trigger.apply(images[chosen])
+        return PoisonedBatch(images=images, labels=batch.labels.clone())

@@ -32,16 +32,21 @@ class SsdtConfig(InputAwareConfig):
         non_victim_rate: share of each batch that carries its own trigger, is of another class, and
             keeps its label. The released attack has none: only cross-triggers teach the classifier
             that the trigger alone is not enough.
+        min_victims: a batch that holds fewer images of the victim class gets further ones, drawn
+            from the whole training set in the place of images of other classes; 0 for batches as
+            they come. With many classes a batch has too few victims for G's statistics.
     """
 
     target: int = 0
     victim: int | None = None
     non_victim_rate: float = 0.0
+    min_victims: int = 0
 
     def __post_init__(self) -> None:
         # Not super(): a slotted dataclass is made twice, and super() would mean the first one.
         InputAwareConfig.__post_init__(self)
         require_range(self, "non_victim_rate", low=0.0, high=0.5)
+        require_range(self, "min_victims", low=0)
 
 
 class SsdtAttack(InputAwareAttack[SsdtConfig]):
@@ -82,6 +87,21 @@ class SsdtAttack(InputAwareAttack[SsdtConfig]):
     def has_cover(self) -> bool:
         """Cross-triggers, as many as the batch has victims."""
         return True
+
+    def choose_images(self, indices: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
+        """Fill the batch up with victims as far as `min_victims` asks; see `Attack.choose_images`.
+
+        An image may be drawn twice; each time it is cropped and flipped anew.
+        """
+        is_victim = self.label_map.train_eligible(labels)
+        places = (~is_victim[indices]).nonzero().flatten().cpu()
+        missing = self.config.min_victims - (len(indices) - len(places))
+        victims = is_victim.nonzero().flatten()
+        if missing <= 0 or not len(victims):
+            return indices
+        places = places[torch.randperm(len(places), generator=generator)[:missing]]
+        drawn = victims[torch.randint(len(victims), (len(places),), generator=generator)]
+        return indices.index_copy(0, places.to(indices.device), drawn)
 
     def on_batch(
         self, batch: Batch, *, donors: Tensor | None = None, generator: Generator | None = None

@@ -81,7 +81,8 @@ def prepare_batch(
         images = augment(batch.images, flip=flip, generator=generator)
         return PoisonedBatch(images=images, labels=batch.labels)
     if attack.plan.stage == "post":
-        batch = replace(batch, images=augment(batch.images, flip=flip, generator=generator))
+        stored = attack.stored_images(batch)
+        batch = replace(batch, images=augment(stored, flip=flip, generator=generator))
     donors = batch.images.roll(1, 0)
     poisoned = attack.on_batch(batch, donors=donors, generator=attack_generator)
     if attack.plan.stage == "pre":

@@ -106,7 +106,7 @@ class Patient:
             opened,
             parts,
             request,
-            findings=(),
+            before=None,
             scanners=(),
             progress=NoProgress(),
             stopwatch=Stopwatch(),

@@ -279,6 +279,8 @@ def _train_epoch(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     for step in range(steps):
         chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
+        if attack is not None:
+            chosen = attack.choose_images(chosen, material.labels, generator=attack_generator)
         batch = draw_poison(material.batch(chosen), attack, generator=attack_generator)
         poisoned = prepare_batch(
             batch, attack, flip=plan.flip, generator=generator, attack_generator=attack_generator
