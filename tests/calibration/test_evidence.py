@@ -82,11 +82,12 @@ def test_a_null_among_the_classes_is_no_number() -> None:
 @pytest.mark.parametrize(
     ("part", "key", "value", "said"),
     [
-        ("result", "finding", "odd", "ValueError: 'odd' is not a valid Finding"),
-        ("result", "score", "high", "TypeError: expected a number, got 'high'"),
-        ("result", "score", True, "TypeError: expected a number, got True"),
-        ("result", "target_labels", 3, "TypeError: expected a list, got 3"),
-        ("result", "target_labels", [1.5], "TypeError: expected a whole number, got 1.5"),
+        ("result", "finding", "odd", "'odd' is not a valid Finding"),
+        ("result", "score", "high", "expected a number, got 'high'"),
+        ("result", "score", True, "expected a number, got True"),
+        ("result", "target_labels", 3, "expected a list, got 3"),
+        ("result", "target_labels", [1.5], "expected a whole number, got 1.5"),
+        ("result", "cost", 3, "expected an object, got 3"),
     ],
 )
 def test_a_row_that_is_none_is_refused_by_its_number(
@@ -96,21 +97,31 @@ def test_a_row_that_is_none_is_refused_by_its_number(
     found[3][part][key] = value
     with pytest.raises(ConfigError) as caught:
         models_of(found)
-    assert str(caught.value) == f"row 4 is no row of `modelaudit bench scan`: {said}"
+    assert str(caught.value).startswith("row 4 is no row of `modelaudit bench scan`: expected")
+    assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("gone", ["key", "model", "clean_set", "outcome", "result"])
-def test_a_row_without_a_part_is_refused(gone: str) -> None:
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("key", "KeyError: 'key'"),
+        ("model", "KeyError: 'model'"),
+        ("clean_set", "KeyError: 'clean_set'"),
+        ("outcome", "expected an outcome"),
+        ("result", "expected an outcome"),
+    ],
+)
+def test_a_row_without_a_part_is_refused(gone: str, said: str) -> None:
     found = rows()
     del found[0][gone]
-    with pytest.raises(ConfigError, match=r"row 1 is no row .*KeyError"):
+    with pytest.raises(ConfigError, match=f"row 1 is no row .*{said}"):
         models_of(found, population="A" if gone == "model" else None)
 
 
 def test_an_unknown_outcome_is_refused() -> None:
     found = rows()
     found[0]["outcome"] = "maybe"
-    with pytest.raises(ConfigError, match="expected result, skipped or failed, got 'maybe'"):
+    with pytest.raises(ConfigError, match=r"expected an outcome .*, got 'maybe'"):
         models_of(found)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from modelaudit.calibration.circumstances import Circumstances
 from modelaudit.errors import ConfigError
-from modelaudit.results import FailedScan, Finding, Pattern, ScannerResult, SkippedScan
+from modelaudit.report.json import outcome_from_record, outcome_record
+from modelaudit.results import SkippedScan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,21 +89,18 @@ def models_of(
                 continue
             if population is not None and _part(row, "model")["population"] != population:
                 continue
-            _outcome(row)
+            outcome_from_record(row)
             name = (key["checkpoint_sha256"], key["clean_set_sha256"], key["seed"])
             groups.setdefault((str(name[0]), str(name[1]), str(name[2])), []).append(row)
+        except ConfigError as err:
+            raise ConfigError(f"{_place(number)}: {err}") from err
         except (KeyError, TypeError, ValueError) as err:
-            raise ConfigError(
-                f"row {number} is no row of `modelaudit bench scan`: {type(err).__name__}: {err}"
-            ) from err
+            raise ConfigError(f"{_place(number)}: {type(err).__name__}: {err}") from err
     return tuple(_model(group) for group in groups.values())
 
 
 def rows_of(model: ScannedModel) -> list[dict[str, Json]]:
-    """Return a model as rows that `models_of` reads back, one per outcome.
-
-    A record of the report holds more; these rows hold what calibration and verdict look at.
-    """
+    """Return a model as rows that `models_of` reads back, one per outcome."""
     seen = model.circumstances
     common: dict[str, Json] = {
         "model": {
@@ -140,32 +138,12 @@ def rows_of(model: ScannedModel) -> list[dict[str, Json]]:
             "seed": model.seed,
             "clean_set_sha256": model.clean_set_sha256,
         }
-        rows.append({"key": key, **common, **_outcome_record(outcome)})
+        rows.append({"key": key, **common, **outcome_record(outcome)})
     return rows
 
 
-def _outcome_record(outcome: ScanOutcome) -> dict[str, Json]:
-    record: dict[str, Json] = {"id": outcome.id, "is_calibrated": outcome.is_calibrated}
-    if isinstance(outcome, SkippedScan):
-        record |= {"reason": outcome.reason, "is_declared_need": outcome.is_declared_need}
-        return {"outcome": "skipped", "result": record}
-    if isinstance(outcome, FailedScan):
-        return {"outcome": "failed", "result": record | {"error": outcome.error}}
-    record |= {
-        "version": outcome.version,
-        "family": outcome.family,
-        "finding": outcome.finding,
-        "sees_all_to_all": outcome.sees_all_to_all,
-        "pattern": outcome.pattern,
-        "target_labels": list(outcome.target_labels),
-        "score": outcome.score,
-        "threshold": outcome.threshold,
-        "p_value": outcome.p_value,
-        "is_confirmed": outcome.is_confirmed,
-        "per_class": list(outcome.per_class),
-        "config": dict(outcome.config),
-    }
-    return {"outcome": "result", "result": record}
+def _place(number: int) -> str:
+    return f"row {number} is no row of `modelaudit bench scan`"
 
 
 def _part(row: Mapping[str, Json], name: str) -> Mapping[str, Json]:
@@ -178,7 +156,7 @@ def _part(row: Mapping[str, Json], name: str) -> Mapping[str, Json]:
 def _model(rows: list[Mapping[str, Json]]) -> ScannedModel:
     first = rows[0]
     model, truth, clean_set = (_part(first, name) for name in ("model", "truth", "clean_set"))
-    outcomes = {outcome.id: outcome for outcome in map(_outcome, rows)}
+    outcomes = {outcome.id: outcome for outcome in map(outcome_from_record, rows)}
     hardware, versions = first.get("hardware"), first.get("versions")
     return ScannedModel(
         id=str(model["id"]),
@@ -219,63 +197,12 @@ def _has_batchnorm(outcomes: Iterable[ScanOutcome]) -> bool:
     )
 
 
-def _outcome(row: Mapping[str, Json]) -> ScanOutcome:
-    """Return a row's outcome; only what verdict and calibration look at is filled in."""
-    record = _part(row, "result")
-    kind = row["outcome"]
-    if kind == "skipped":
-        return SkippedScan(
-            id=str(record["id"]),
-            reason=str(record["reason"]),
-            is_declared_need=bool(record["is_declared_need"]),
-            is_calibrated=bool(record.get("is_calibrated", True)),
-        )
-    if kind == "failed":
-        return FailedScan(
-            id=str(record["id"]),
-            error=str(record["error"]),
-            is_calibrated=bool(record.get("is_calibrated", True)),
-        )
-    if kind != "result":
-        raise ValueError(f"expected result, skipped or failed, got {kind!r}")
-    pattern = record["pattern"]
-    return ScannerResult(
-        id=str(record["id"]),
-        version=str(record["version"]),
-        family=str(record["family"]),
-        finding=Finding(str(record["finding"])),
-        sees_all_to_all=bool(record["sees_all_to_all"]),
-        pattern=None if pattern is None else Pattern(str(pattern)),
-        target_labels=tuple(map(_whole, _items(record["target_labels"]))),
-        score=_number(record["score"]),
-        threshold=_number(record["threshold"]),
-        p_value=_number(record["p_value"]),
-        is_confirmed=bool(record["is_confirmed"]),
-        is_calibrated=bool(record["is_calibrated"]),
-        per_class=tuple(
-            float("nan") if (number := _number(value)) is None else number
-            for value in _items(record["per_class"])
-        ),
-        config=_part(record, "config"),
-    )
-
-
-def _items(value: Json) -> list[Json]:
+def _strings(value: Json) -> tuple[str, ...]:
+    if value is None:
+        return ()
     if not isinstance(value, list | tuple):
         raise TypeError(f"expected a list, got {value!r}")
-    return list(value)
-
-
-def _strings(value: Json) -> tuple[str, ...]:
-    return () if value is None else tuple(map(str, _items(value)))
-
-
-def _number(value: Json) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"expected a number, got {value!r}")
-    return float(value)
+    return tuple(map(str, value))
 
 
 def _whole(value: Json) -> int:

@@ -28,6 +28,8 @@ from modelaudit.results import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from modelaudit.results import Json, ScanOutcome, ScanReport
 
 #: Keys whose values are wall times, at any depth.
@@ -128,7 +130,8 @@ def outcome_from_record(row: Mapping[str, Json]) -> ScanOutcome:
             not know, are passed over.
 
     Returns:
-        A result, a skip or a failure. Escapes in strings stay.
+        A result, a skip or a failure. Escapes in strings stay; a null among the numbers per class
+        was not finite and becomes NaN.
 
     Raises:
         ConfigError: this is no such record.
@@ -141,17 +144,53 @@ def outcome_from_record(row: Mapping[str, Json]) -> ScanOutcome:
             f"got {row.get('outcome')!r} with {type(record).__name__}"
         )
     known = {f.name for f in dataclasses.fields(cls)}
-    values: dict[str, object] = {k: _frozen(v) for k, v in record.items() if k in known}
     try:
-        if cls is ScannerResult:
-            values["finding"] = Finding(str(values["finding"]))
-            if values.get("pattern") is not None:
-                values["pattern"] = Pattern(str(values["pattern"]))
-            if isinstance(values.get("cost"), Mapping):
-                values["cost"] = Cost(**values["cost"])  # type: ignore[arg-type]  # its own check
+        values = {k: _READERS.get(k, _frozen)(v) for k, v in record.items() if k in known}
         return cls(**values)  # type: ignore[arg-type]  # raises where a field is missing
-    except (KeyError, TypeError, ValueError) as err:
+    except (TypeError, ValueError) as err:
         raise ConfigError(f"expected the record of a scanner, found {err!r}") from err
+
+
+def _number(value: Json) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"expected a number, got {value!r}")
+    return float(value)
+
+
+def _whole(value: Json) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected a whole number, got {value!r}")
+    return value
+
+
+def _items(value: Json) -> list[Json]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"expected a list, got {value!r}")
+    return list(value)
+
+
+def _cost(value: Json) -> Cost:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {value!r}")
+    return Cost(**value)  # type: ignore[arg-type]  # raises where a field is not known
+
+
+#: How the fields of a result are read that do not stand in JSON as they stand in the record.
+_READERS: dict[str, Callable[[Json], object]] = {
+    "finding": lambda value: Finding(str(value)),
+    "pattern": lambda value: None if value is None else Pattern(str(value)),
+    "target_labels": lambda value: tuple(map(_whole, _items(value))),
+    "score": _number,
+    "threshold": _number,
+    "p_value": _number,
+    "false_positive_rate": _number,
+    "per_class": lambda value: tuple(
+        math.nan if (number := _number(item)) is None else number for item in _items(value)
+    ),
+    "cost": _cost,
+}
 
 
 def _frozen(value: Json) -> object:
