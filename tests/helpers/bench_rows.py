@@ -141,8 +141,9 @@ def repair_row(
     asr: tuple[float | None, float | None] = (None, None),
     variant: str | None = None,
     images: int = 500,
+    **ended: object,
 ) -> dict[str, Any]:
-    """Return one row of a repair."""
+    """Return one row of a repair that was done, unless `ended` says otherwise."""
     return {
         "kind": "repair",
         **about,
@@ -156,6 +157,11 @@ def repair_row(
         "seconds": 3.0,
         "passes": {"forward": 100, "forward_backward": 50},
         "pruned": 7,
+        "outcome": "done",
+        "reason": "",
+        "failure": None,
+        "is_within_budget": True,
+        **ended,
     }
 
 

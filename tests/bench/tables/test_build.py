@@ -405,6 +405,42 @@ def test_the_goals_of_repairs_are_counted_by_model(tmp_path: Path) -> None:
     assert "repair_sig.csv" not in report_of(tmp_path, rows).files()
 
 
+def test_what_became_of_every_repair_is_counted_with_its_reasons(tmp_path: Path) -> None:
+    def row(id_: str, method: str, **ended: object) -> dict[str, Any]:
+        about = facts(id_, attack="badnets", target=0)
+        return repair_row(about, method, acc=(0.9, 0.9), asr=(0.9, 0.9), **ended)
+
+    need = "needs 50 clean images, got 20"
+    rows = [
+        row("b_1", "nad"),
+        row("b_2", "nad", is_within_budget=False),
+        row("b_3", "nad", outcome="unmet_need", failure=need, is_within_budget=None),
+        row("b_4", "nad", outcome="unmet_need", failure=need, is_within_budget=None),
+        row("b_5", "nad", outcome="failed", failure="RuntimeError: out of luck"),
+        row("b_1", "auto", outcome="repaired"),
+        row("b_2", "auto", outcome="not_needed", reason="the scan is clean"),
+        row("b_3", "auto", outcome="not_written", reason="no repair was good enough"),
+        row("b_4", "auto", outcome="still_backdoored", reason="the re-scan found it"),
+        row("b_5", "auto", outcome="inconclusive", reason="no verdict"),
+        row("b_6", "auto", outcome="error", reason="something else"),
+        repair_row(facts("weak", attack="sig", target=0, gate=False), "nad", acc=(0.9, 0.9)),
+    ]
+    report = report_of(tmp_path, rows)
+    auto, nad = records(report, "repair_outcomes")
+
+    counts = ("tried", "repaired", "over_budget", "refused", "failed", "not_needed", "not_clean")
+    assert [nad[name] for name in counts] == ["5", "1", "1", "2", "1", "0", "0"]
+    assert [auto[name] for name in counts] == ["6", "1", "0", "1", "1", "1", "2"]
+    assert nad["reasons"] == f"2 × {need}; 1 × RuntimeError: out of luck"
+    assert auto["reasons"] == "1 × no repair was good enough; 1 × something else"
+    shown = {line[2]: line[-2] for line in table(report, "repair_badnets").rows}
+    assert shown == {
+        "auto": "1 refused, 1 failed, 1 not needed, 2 not clean",
+        "nad": "1 over budget, 2 refused, 1 failed",
+    }
+    assert records(report, "repair_badnets")[1]["over_budget"] == "1"
+
+
 def test_the_head_says_what_was_counted(tmp_path: Path) -> None:
     head = report_of(tmp_path, small_population()).notes
 

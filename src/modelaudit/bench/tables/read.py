@@ -128,6 +128,9 @@ def _repair(record: Mapping[str, Any], where: str) -> RepairRow:
         seconds=_get(record, "seconds", float, where),
         passes=int(passes),
         pruned=len(pruned) if isinstance(pruned, list) else int(pruned),
+        outcome=_get(record, "outcome", str, where),
+        reason=str(record.get("failure") or record.get("reason") or ""),
+        is_within_budget=record.get("is_within_budget"),
         where=where,
     )
 
@@ -185,7 +188,8 @@ def _without_times(value: object) -> object:
 
 
 def _facts(row: RepairRow) -> tuple[object, ...]:
-    return (row.acc_before, row.acc_after, row.asr_before, row.asr_after, row.pruned)
+    rates = (row.acc_before, row.acc_after, row.asr_before, row.asr_after)
+    return (*rates, row.pruned, row.outcome, row.is_within_budget)
 
 
 def _check_versions(rows: tuple[ScanRow, ...]) -> None:

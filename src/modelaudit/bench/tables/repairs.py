@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelaudit.bench.tables.repair_outcomes import ends_of, outcomes_table, shortfall_text
 from modelaudit.bench.tables.table import (
     NOTHING,
     Table,
@@ -38,7 +39,7 @@ _Cell = tuple[str, str, int, str, int]
 
 
 def repair_tables(rows: Sequence[RepairRow], papers: Papers) -> tuple[Table, ...]:
-    """Return one table per attack, and one on the goals; nothing without rows.
+    """Return what became of the repairs, the goals, and a table per attack; nothing without rows.
 
     Args:
         rows: of any models; those that failed the gate are left out.
@@ -51,7 +52,7 @@ def repair_tables(rows: Sequence[RepairRow], papers: Papers) -> tuple[Table, ...
     for row in counting:
         attacks.setdefault((row.truth.attack is not None, row.truth.name), []).append(row)
     found = [_attack_table(name, group, papers) for (_, name), group in sorted(attacks.items())]
-    return (goals_table(counting), *found)
+    return (outcomes_table(counting), goals_table(counting), *found)
 
 
 def goals_table(rows: Sequence[RepairRow]) -> Table:
@@ -145,6 +146,7 @@ def _attack_table(attack: str, rows: Sequence[RepairRow], papers: Papers) -> Tab
             "pruned_mean": mean([r.pruned for r in group]),
             "passes_mean": mean([r.passes for r in group]),
             "seconds_mean": mean([r.seconds for r in group]),
+            **{str(end): number for end, number in ends_of(group).items()},
             "papers": "; ".join(map(_figure_text, figures)),
         }
         records.append(record)
@@ -166,6 +168,7 @@ def _attack_table(attack: str, rows: Sequence[RepairRow], papers: Papers) -> Tab
                 f"{mean([r.pruned for r in group]) or 0:.0f}",
                 f"{mean([r.passes for r in group]) or 0:,.0f}",
                 f"{mean([r.seconds for r in group]) or 0:.1f}",
+                shortfall_text(group),
                 "; ".join(map(_figure_text, figures)) or NOTHING,
             )
         )
@@ -196,6 +199,7 @@ def _attack_table(attack: str, rows: Sequence[RepairRow], papers: Papers) -> Tab
             "pruned",
             "passes",
             "seconds",
+            "not repaired",
             "papers: ACC/ASR after",
         ),
         rows=tuple(lines),

@@ -169,6 +169,11 @@ class RepairRow:
         seconds: wall time.
         passes: images passed forward, or forward and backward.
         pruned: how many channels were pruned.
+        outcome: how it ended: ``"done"``, ``"unmet_need"`` or ``"failed"``; of `auto` as in
+            `RepairOutcome`.
+        reason: the need that is not met, or the error, or else what was said of the outcome.
+        is_within_budget: whether the defender's held-out images lose no more than they may; None
+            where nothing was repaired, and for `auto`, whose outcome says so.
         where: file and line, for messages.
     """
 
@@ -184,6 +189,9 @@ class RepairRow:
     seconds: float
     passes: int
     pruned: int
+    outcome: str
+    reason: str
+    is_within_budget: bool | None
     where: str
 
     @property
