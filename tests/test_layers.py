@@ -37,13 +37,14 @@ ROOMS = {
     "cleanset": set[str](),
     "fit": {"architectures", "cleanset", "functional"},
     "suspect": {"functional"},
-    "scanners": {"functional", "suspect"},
+    "component": {"suspect"},
+    "scanners": {"component", "functional", "suspect"},
     # A repair prunes by the statistic of the scanner that points at the channels.
-    "repairs": {"functional", "scanners", "suspect"},
+    "repairs": {"component", "functional", "scanners", "suspect"},
     "attacks": {"functional", "suspect"},
     "verdict": set[str](),
-    # A rate is measured for the very rule that decides.
-    "calibration": {"functional", "verdict"},
+    # A rate is measured for the very rule that decides, on outcomes kept as reports keep them.
+    "calibration": {"functional", "report", "verdict"},
     "report": set[str](),
     "engine": {
         "architectures",

@@ -16,19 +16,9 @@ from modelaudit.bench.runner import make_attack
 from modelaudit.bench.tables.read import read_rows
 from modelaudit.errors import ConfigError
 from modelaudit.repairs import Change, RepairData
+from tests.helpers.fake_repairs import accusing, broken, cut, leave, repair_class, wreck
 from tests.helpers.populations import rows
-from tests.helpers.repair_populations import (
-    ATTACKED,
-    CLEAN,
-    broken,
-    cut,
-    install_only,
-    leave,
-    repair_class,
-    watch,
-    wreck,
-    write_population,
-)
+from tests.helpers.repair_populations import ATTACKED, CLEAN, TARGET, install_only, write_population
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +60,7 @@ def _components(monkeypatch: pytest.MonkeyPatch, seen: list[RepairData]) -> None
         repair_class("picky", leave, min_images=10**6),
         repair_class("look", look),
         repair_class("look_mixed", look, requires_mixture=True),
-        scan=watch,
+        scan=accusing(TARGET),
     )
 
 

@@ -1,4 +1,4 @@
-"""A population of two toy models that nobody trained, and repairs and a scanner that do little."""
+"""A population of two toy models that nobody trained, and an environment of fakes to go with it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ from modelaudit.bench.cards import read_card, write_card
 from modelaudit.bench.data import load_pack
 from modelaudit.bench.runner import make_attack
 from modelaudit.bench.train import normalise, normaliser
-from modelaudit.repairs import Change, Repair, RepairContext, RepairData, prune_mask
-from modelaudit.results import Finding, Pattern
-from modelaudit.scanners import CleanImages, Observation, ScanContext
-from modelaudit.suspect import Suspect
 from tests.helpers.attacks import write_pack
 from tests.helpers.engine import FakeConfig, nothing, point, scanner_class, taught
 
@@ -27,11 +23,12 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from modelaudit.repairs import Repair
+    from modelaudit.scanners import CleanImages, Observation, ScanContext
+    from modelaudit.suspect import Suspect
+
 CLEAN, ATTACKED = "clean_toy", "badnets_toy"
 TARGET = 2
-#: the channel that the fake scanner takes for a backdoor
-LAYER, CHANNEL = "layer4.0.bn1", 2
-
 _CARD = Path("benchmarks/results/cards/badnets_resnet18w16_s1.json")
 
 
@@ -86,69 +83,6 @@ def write_population(folder: Path) -> Path:
             zoo / "cards" / f"{one.id}.json",
         )
     return folder
-
-
-def repair_class(
-    id_: str, act: Callable[[Suspect, RepairData], Change], **declared: object
-) -> type[Repair[FakeConfig]]:
-    """Return a repair that does `act`."""
-
-    def _repair(
-        self: Repair[FakeConfig], model: Suspect, data: RepairData, context: RepairContext
-    ) -> Change:
-        return act(model, data)
-
-    body = {
-        "id": id_,
-        "version": "1",
-        "summary": f"what {id_} does",
-        "reference": "[T00]",
-        "config_type": FakeConfig,
-        "_repair": _repair,
-        **declared,
-    }
-    return type(id_.title(), (Repair,), body)
-
-
-def cut(model: Suspect, _data: RepairData) -> Change:
-    """Prune the channel."""
-    mask = prune_mask(model, [(LAYER, CHANNEL)])
-    mask.apply(model.module)
-    return Change(mask=mask, notes=("cut it out",))
-
-
-def wreck(model: Suspect, _data: RepairData) -> Change:
-    """Leave a model that says class 0 to everything."""
-    head = model.module.get_submodule("linear")
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
-    return Change()
-
-
-def leave(_model: Suspect, _data: RepairData) -> Change:
-    """Change nothing."""
-    return Change()
-
-
-def broken(_model: Suspect, _data: RepairData) -> Change:
-    """Raise."""
-    raise RuntimeError("out of luck")
-
-
-def watch(suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
-    """Accuse class 2 as long as the channel acts."""
-    if float(suspect.module.get_submodule(LAYER).weight[CHANNEL].detach()) == 0.0:
-        return nothing(suspect, clean, context)
-    return Observation(
-        finding=Finding.STRONG,
-        pattern=Pattern.ALL_TO_ONE,
-        target_labels=(TARGET,),
-        score=9.0,
-        threshold=1.0,
-        is_confirmed=True,
-        evidence={"flagged": 1, "push": [[LAYER, CHANNEL, 1e4]]},
-    )
 
 
 def install_only(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
 import torch
 
 from modelaudit import config as configuration
+from modelaudit.component import CleanData, Component, Context
 from modelaudit.errors import ConfigError, RepairError, UnmetNeedError
-from modelaudit.progress import NoProgress, Progress
 from modelaudit.repairs._measure import measure
 from modelaudit.results import Cost
 from modelaudit.seeds import derive_seed
@@ -40,32 +40,29 @@ _SELF_LABELS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RepairContext:
+class RepairContext(Context):
     """What the engine lends to a repair.
 
-    Attributes:
+    Attributes, beside those of `Context`:
         profile: a shared pass of the suspect over `RepairData.as_trained`, in their order; a repair
             that needs one makes its own if it is None.
         findings: what a scan of this suspect said; may be empty.
-        seed: the run's seed; repairs derive their own.
-        progress: where to report steps.
-        batch_size: bounds the images computed together; changes no result.
         max_accuracy_drop: what the whole repair may cost in clean accuracy, a fraction.
-        search_dtype: dtype of convolutions inside searches (bfloat16 where the hardware has it);
-            None is float32. Accuracies are always measured in float32.
+        pruned: neurons that an earlier repair has pruned; they stay so.
+        accuracy_before: accuracy over the validation images that the cost is counted from, where an
+            earlier repair has cost some already; None is that of the model as it is given.
     """
 
     profile: Profile | None = None
     findings: tuple[ScannerResult, ...] = ()
-    seed: int = 0
-    progress: Progress = field(default_factory=NoProgress)
-    batch_size: int = 256
     max_accuracy_drop: float = 0.02
-    search_dtype: torch.dtype | None = None
+    pruned: PruneMask | None = None
+    accuracy_before: float | None = None
 
     def __post_init__(self) -> None:
         configuration.require_range(self, "batch_size", low=1)
         configuration.require_range(self, "max_accuracy_drop", low=0, high=1)
+        configuration.require_range(self, "accuracy_before", low=0, high=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,69 +127,27 @@ class RepairedModel:
         return sum(len(indices) for _, indices in self.pruned)
 
 
-class Repair(ABC, Generic[C]):
+class Repair(Component[C]):
     """One repair.
 
     Subclasses state what they need as class attributes and write `_repair`. Third parties register
     a subclass in the entry-point group ``modelaudit.repairs`` under its `id`.
-
-    Args:
-        config: hyper-parameters; the defaults of `config_type` if omitted.
-        variant: name of the preset that `config` came from, for the report.
-        config_set: fields that the user set.
     """
 
-    #: stable id, equal to the entry point's name
-    id: ClassVar[str]
-    #: raised by every change of what the method does to a model
-    version: ClassVar[str]
-    #: one line for ``modelaudit list``
-    summary: ClassVar[str]
-    #: key of docs/references.md, with section or equation
-    reference: ClassVar[str]
-    #: frozen dataclass of hyper-parameters, constructible without arguments
-    config_type: ClassVar[type]
     #: named alternatives with the same id; ``paper_code`` is what the authors' released code does
     variants: ClassVar[Mapping[str, type[Repair[Any]]]] = MappingProxyType({})
 
     #: whether it trains weights; one that does not leaves every buffer bit for bit
     is_training: ClassVar[bool] = False
-    requires_gradients: ClassVar[bool] = False
-    requires_batchnorm: ClassVar[bool] = False
-    requires_labels: ClassVar[bool] = False
     requires_mixture: ClassVar[bool] = False
-    min_images: ClassVar[int] = 1
-
-    def __init__(
-        self,
-        config: C | None = None,
-        *,
-        variant: str | None = None,
-        config_set: tuple[str, ...] = (),
-    ) -> None:
-        self.config: C = self.config_type() if config is None else config
-        self.variant = variant
-        self.config_set = config_set
-
-    @property
-    def full_id(self) -> str:
-        """The id with ``@variant`` if it is not the default."""
-        return f"{self.id}@{self.variant}" if self.variant else self.id
 
     @final
-    def unmet_need(self, suspect: Suspect, data: RepairData) -> str | None:
-        """Return the first declared need that is not met, in words, or None."""
-        if self.requires_batchnorm and not suspect.has_batchnorm_statistics:
-            return "needs BatchNorm with running statistics, the model has none"
-        if self.requires_mixture and data.mixture is None:
+    def _unmet_need_of_kind(self, suspect: Suspect, clean: CleanData) -> str | None:  # noqa: ARG002 - by the data
+        if self.requires_mixture and clean.mixture is None:
             return (
                 "needs images of the suspect training set, poisoned ones among them (--mixture): "
                 "clean images alone show it nothing"
             )
-        if self.requires_labels and not data.has_labels:
-            return "needs labelled clean images, the clean set has no labels"
-        if len(data.images) < self.min_images:
-            return f"needs {self.min_images} clean images, got {len(data.images)}"
         return None
 
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - overridden
@@ -236,6 +191,8 @@ class Repair(ABC, Generic[C]):
         _restore_flags(model.module, suspect.module)
         module = model.module.to("cpu")
         self._check(change, suspect, module)
+        if context.pruned is not None and not context.pruned.holds(module):
+            raise RepairError(f"{self.full_id} revived neurons that had been pruned before")
         return RepairedModel(
             id=self.full_id,
             version=self.version,

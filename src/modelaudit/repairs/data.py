@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelaudit.errors import DtypeError, ShapeError
+from modelaudit.component import CleanData
+from modelaudit.errors import ShapeError
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
@@ -23,41 +24,21 @@ MIN_DIVIDED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RepairData:
+class RepairData(CleanData):
     """Clean images for a repair.
 
-    Attributes:
-        images: ``(N, C, S, S)`` floating, in [0, 1], at the suspect's input size.
-        labels: ``(N,)`` int64 output indices: the user's, or the suspect's own predictions.
-        has_labels: whether `labels` are the user's.
+    Attributes, beside those of `CleanData`:
         work: indices that the repair may train on or take statistics of.
         validation: indices that amounts and stops are chosen on; disjoint from `work`, except where
             there are too few images to divide.
-        as_trained: ``(N, C, S, S)``: `images` under the augmentation that the suspect's BatchNorm
-            statistics were collected with.
-        mixture: ``(M, C, S, S)`` images of a suspect training set, if the user gave one; nobody
-            says which of them are poisoned.
     """
 
-    images: Tensor
-    labels: Tensor
-    has_labels: bool
     work: Tensor
     validation: Tensor
-    as_trained: Tensor
-    mixture: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name in ("images", "as_trained", "mixture"):
-            batch = getattr(self, name)
-            if batch is None:
-                continue
-            if batch.dim() != 4:
-                raise ShapeError(f"expected {name} (N, C, H, W), got {tuple(batch.shape)}")
-            if not batch.is_floating_point():
-                raise DtypeError(f"expected floating {name}, got {batch.dtype}")
-            if batch.numel() and not (batch.min() >= 0 and batch.max() <= 1):
-                raise ShapeError(f"expected {name} in [0, 1], got values outside")
+        # Not super(): a slotted dataclass is made twice, and super() would mean the first one.
+        CleanData.__post_init__(self)
         count = len(self.images)
         if self.labels.shape != (count,) or len(self.as_trained) != count:
             raise ShapeError(

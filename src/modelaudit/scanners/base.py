@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, final
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
 from modelaudit import config as configuration
-from modelaudit.errors import (
-    BudgetExceededError,
-    DegenerateStatisticError,
-    DtypeError,
-    ScannerError,
-    ShapeError,
-)
-from modelaudit.progress import NoProgress, Progress
+from modelaudit.component import CleanData, Component, Context
+from modelaudit.errors import BudgetExceededError, DegenerateStatisticError, ScannerError
 from modelaudit.results import Cost, Finding, Pattern, ScannerResult, SkippedScan
 from modelaudit.seeds import derive_seed
 
@@ -37,43 +29,18 @@ ACCUSING = frozenset({Finding.SUSPICIOUS, Finding.STRONG})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CleanImages:
+class CleanImages(CleanData):
     """The clean set as scanners see it.
 
-    Attributes:
-        images: ``(N, C, S, S)`` float32 in [0, 1], at the suspect's input size.
-        labels: ``(N,)`` int64 output indices: the user's, or the suspect's own predictions.
-        has_labels: whether `labels` are the user's.
+    Attributes, beside those of `CleanData`:
         search: indices of S, the images that a search may optimise on.
         judge: indices of E, disjoint from S, that evidence is measured on.
         predictions: ``(N,)`` int64, what the suspect makes of `images`.
-        as_trained: ``(N, C, S, S)``: `images` under the augmentation that the suspect's BatchNorm
-            statistics were collected with, as far as the fit can tell; the shared profile is taken
-            over these.
-        mixture: ``(M, C, S, S)`` images of a suspect training set, if the user gave one; nobody
-            says which of them are poisoned.
     """
 
-    images: Tensor
-    labels: Tensor
-    has_labels: bool
     search: Tensor
     judge: Tensor
     predictions: Tensor
-    as_trained: Tensor
-    mixture: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("images", "as_trained", "mixture"):
-            batch = getattr(self, name)
-            if batch is None:
-                continue
-            if batch.dim() != 4:
-                raise ShapeError(f"expected {name} (N, C, H, W), got {tuple(batch.shape)}")
-            if not batch.is_floating_point():
-                raise DtypeError(f"expected floating {name}, got {batch.dtype}")
-            if batch.numel() and not (batch.min() >= 0 and batch.max() <= 1):
-                raise ShapeError(f"expected {name} in [0, 1], got values outside")
 
     def judged(self) -> tuple[Tensor, Tensor]:
         """Return the images and labels of E that the suspect labels correctly (§0.5).
@@ -91,24 +58,15 @@ class CleanImages:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScanContext:
+class ScanContext(Context):
     """What the engine lends to a scanner.
 
-    Attributes:
+    Attributes, beside those of `Context`:
         profile: the shared pass over `CleanImages.as_trained`, in their order.
-        seed: the run's seed; scanners derive their own.
-        progress: where to report steps.
-        batch_size: bounds the images computed together; changes no result.
-        search_dtype: dtype of convolutions inside searches (bfloat16 where the hardware has it);
-            None is float32. Evidence is always measured in float32.
         deadline: `time.monotonic` value after which a search gives up, or None.
     """
 
     profile: Profile
-    seed: int = 0
-    progress: Progress = field(default_factory=NoProgress)
-    batch_size: int = 256
-    search_dtype: torch.dtype | None = None
     deadline: float | None = None
 
     def check_deadline(self) -> None:
@@ -139,30 +97,15 @@ class Observation:
     notes: tuple[str, ...] = ()
 
 
-class Scanner(ABC, Generic[C]):
+class Scanner(Component[C]):
     """One detector.
 
     Subclasses state what they need as class attributes and write `_scan`. Third parties register a
     subclass in the entry-point group ``modelaudit.scanners`` under its `id`.
-
-    Args:
-        config: hyper-parameters; the defaults of `config_type` if omitted.
-        variant: name of the preset that `config` came from, for the report.
-        config_set: fields that the user set.
     """
 
-    #: stable id, equal to the entry point's name
-    id: ClassVar[str]
-    #: raised by every change of statistic or threshold
-    version: ClassVar[str]
     #: detector family of methods/detectors.md §0.7
     family: ClassVar[str]
-    #: one line for ``modelaudit list``
-    summary: ClassVar[str]
-    #: key of docs/references.md, with section or equation
-    reference: ClassVar[str]
-    #: frozen dataclass of hyper-parameters, constructible without arguments
-    config_type: ClassVar[type]
     #: named alternatives with the same id; ``paper_code`` is what the authors' released code does
     variants: ClassVar[Mapping[str, type[Scanner[Any]]]] = MappingProxyType({})
 
@@ -170,28 +113,8 @@ class Scanner(ABC, Generic[C]):
     sees_all_to_all: ClassVar[bool] = False
     #: whether thresholds were set on a development population; False never moves the verdict
     is_calibrated: ClassVar[bool] = False
-    requires_gradients: ClassVar[bool] = False
-    requires_batchnorm: ClassVar[bool] = False
-    requires_labels: ClassVar[bool] = False
     requires_split: ClassVar[bool] = False
-    min_images: ClassVar[int] = 1
     min_classes: ClassVar[int] = 2
-
-    def __init__(
-        self,
-        config: C | None = None,
-        *,
-        variant: str | None = None,
-        config_set: tuple[str, ...] = (),
-    ) -> None:
-        self.config: C = self.config_type() if config is None else config
-        self.variant = variant
-        self.config_set = config_set
-
-    @property
-    def full_id(self) -> str:
-        """The id with ``@variant`` if it is not the default."""
-        return f"{self.id}@{self.variant}" if self.variant else self.id
 
     @property
     def is_calibrated_here(self) -> bool:
@@ -199,18 +122,9 @@ class Scanner(ABC, Generic[C]):
         return self.is_calibrated and self.variant is None and not self.config_set
 
     @final
-    def unmet_need(self, suspect: Suspect, clean: CleanImages) -> str | None:
-        """Return the first declared need that is not met, in words, or None."""
-        if self.requires_batchnorm and not suspect.has_batchnorm_statistics:
-            return "needs BatchNorm with running statistics, the model has none"
+    def _unmet_need_of_kind(self, suspect: Suspect, clean: CleanData) -> str | None:  # noqa: ARG002 - by the split
         if self.requires_split and suspect.split is None:
             return "needs a features/head split, none of this model's is numerically exact"
-        if self.requires_labels and not clean.has_labels:
-            return "needs labelled clean images, the clean set has no labels"
-        if len(clean.images) < self.min_images:
-            return f"needs {self.min_images} clean images, got {len(clean.images)}"
-        if suspect.num_classes < self.min_classes:
-            return f"needs {self.min_classes} classes, the model has {suspect.num_classes}"
         return None
 
     def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - overridden

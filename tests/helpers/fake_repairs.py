@@ -1,0 +1,86 @@
+"""Repairs that do little, and a scanner that takes one channel for a backdoor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelaudit.repairs import Change, Repair, RepairContext, RepairData, prune_mask
+from modelaudit.results import Finding, Pattern
+from modelaudit.scanners import CleanImages, Observation, ScanContext
+from modelaudit.suspect import Suspect
+from tests.helpers.engine import FakeConfig, nothing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: the channel that the fake scanner takes for a backdoor
+LAYER, CHANNEL = "layer4.0.bn1", 2
+
+
+def repair_class(
+    id_: str, act: Callable[[Suspect, RepairData], Change], **declared: object
+) -> type[Repair[FakeConfig]]:
+    """Return a repair that does `act`."""
+
+    def _repair(
+        self: Repair[FakeConfig], model: Suspect, data: RepairData, context: RepairContext
+    ) -> Change:
+        return act(model, data)
+
+    body = {
+        "id": id_,
+        "version": "1",
+        "summary": f"what {id_} does",
+        "reference": "[T00]",
+        "config_type": FakeConfig,
+        "_repair": _repair,
+        **declared,
+    }
+    return type(id_.title(), (Repair,), body)
+
+
+def cut(model: Suspect, _data: RepairData) -> Change:
+    """Prune the channel."""
+    mask = prune_mask(model, [(LAYER, CHANNEL)])
+    mask.apply(model.module)
+    return Change(mask=mask, notes=("cut it out",))
+
+
+def wreck(model: Suspect, _data: RepairData) -> Change:
+    """Leave a model that says class 0 to everything."""
+    head = model.module.get_submodule("linear")
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    return Change()
+
+
+def leave(_model: Suspect, _data: RepairData) -> Change:
+    """Change nothing."""
+    return Change()
+
+
+def broken(_model: Suspect, _data: RepairData) -> Change:
+    """Raise."""
+    raise RuntimeError("out of luck")
+
+
+def accusing(target: int) -> Callable[[Suspect, CleanImages, ScanContext], Observation]:
+    """Return what accuses class `target` as long as the channel acts."""
+
+    def watch(suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
+        if float(suspect.module.get_submodule(LAYER).weight[CHANNEL].detach()) == 0.0:
+            return nothing(suspect, clean, context)
+        return Observation(
+            finding=Finding.STRONG,
+            pattern=Pattern.ALL_TO_ONE,
+            target_labels=(target,),
+            score=9.0,
+            threshold=1.0,
+            is_confirmed=True,
+            evidence={"flagged": 1, "push": [[LAYER, CHANNEL, 1e4]]},
+        )
+
+    return watch
