@@ -214,6 +214,33 @@ def test_bootstrap_equals_a_literal_loop() -> None:
     np.testing.assert_allclose(got, 9 / total, rtol=1e-9)
 
 
+def test_weighted_images_equal_images_that_are_there_as_often() -> None:
+    x = activations(40, 5)
+    twice = torch.cat((x, x[:20]))
+    weights = torch.ones(40, dtype=torch.float64)
+    weights[:20] = 2
+    count = float(weights.sum())
+    for one, two in zip(
+        pooled_moments(weights @ x, weights @ x.square(), count),
+        pooled_moments(twice.sum(0), twice.square().sum(0), 60),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, two, rtol=1e-12)
+
+
+def test_uneven_weights_lower_the_effective_size_as_kish_says() -> None:
+    x = activations(500, 64)
+    weights = torch.ones(500, dtype=torch.float64)
+    weights[:100] = 4.0
+    weights *= 500 / weights.sum()
+    size = bootstrap_effective_size(
+        x, x.square(), 1, image_weights=weights, generator=seeded(), resamples=400
+    )
+    kish = float(weights.sum().square() / weights.square().sum())
+    assert kish == pytest.approx(320)
+    assert float(size.median()) == pytest.approx(kish, rel=0.1)
+
+
 def test_bootstrap_repeats_with_its_seed_and_takes_no_global_randomness() -> None:
     x = activations(30, 4)
     before = torch.get_rng_state()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from modelaudit.repairs._displaced import Displacement, displaced, displacement
-from modelaudit.scanners.mbns import divergences
+from modelaudit.scanners._divergences import divergences
 from tests.helpers import models
 from tests.helpers.planted import (
     TARGET,

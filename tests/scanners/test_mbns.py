@@ -10,7 +10,8 @@ from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.functional.divergence import reparameterised_batchnorm
 from modelaudit.results import Finding, Pattern, ScannerResult
 from modelaudit.scanners import CleanImages
-from modelaudit.scanners.mbns import Divergences, MbnsConfig, MbnsScanner, divergences
+from modelaudit.scanners._divergences import Divergences, divergences
+from modelaudit.scanners.mbns import MbnsConfig, MbnsScanner
 from modelaudit.suspect import Suspect
 from tests.helpers import models
 from tests.helpers.planted import (
@@ -182,9 +183,12 @@ def test_statistics_of_the_same_kind_of_images_give_no_finding() -> None:
     result = _scan(suspect, clean_set(suspect, models.images(200)))
     assert result.finding is Finding.NONE
     assert result.cost.forward == 0
-    median = result.evidence["median_floor_ratio"]
+    median = result.evidence["unweighted_median_floor_ratio"]
     assert isinstance(median, float)
     assert 0.1 < median < 5
+    weighted = result.evidence["median_floor_ratio"]
+    assert isinstance(weighted, float)
+    assert weighted < median
 
 
 def test_statistics_of_other_images_have_no_power() -> None:
@@ -194,7 +198,7 @@ def test_statistics_of_other_images_have_no_power() -> None:
         suspect, clean_set(suspect, models.images(200)), MbnsConfig(suspicious=1e6, strong=1e6)
     )
     assert result.finding is Finding.NO_POWER
-    assert "not what these were collected on" in result.notes[0]
+    assert "could go unnoticed" in result.notes[0]
 
 
 def test_a_planted_channel_is_found_pruned_for_free_and_names_the_target() -> None:
@@ -202,12 +206,15 @@ def test_a_planted_channel_is_found_pruned_for_free_and_names_the_target() -> No
     images, labels = gate_images(200)
     fit_statistics(suspect, images)
     contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
-    result = _scan(suspect, clean_set(suspect, images, labels))
+    # Poisoned images raise their target's own channel too, which makes it no control.
+    contaminate(suspect, "norm", TARGET, rate=0.1, shift=4.0, keeps_logits=True)
+    # One layer of one position: 200 images are few there.
+    result = _scan(suspect, clean_set(suspect, images, labels), MbnsConfig(max_unnoticed=1.0))
     assert result.finding is Finding.STRONG
     assert result.target_labels == (TARGET,)
     assert result.pattern is Pattern.ALL_TO_ONE
     assert result.is_confirmed
-    assert result.evidence["flagged"] == 1
+    assert result.evidence["traced"] == 2
     assert result.evidence["pruned_accuracy_drop"] == 0.0
     channels = result.evidence["channels"]
     assert isinstance(channels, list)
@@ -235,8 +242,9 @@ def test_channels_that_cost_accuracy_do_not_confirm() -> None:
     contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
     clean = clean_set(suspect, images, labels)
     assert torch.equal(clean.predictions, labels)
-    # Every channel is contaminated, so that the median is too.
-    result = _scan(suspect, clean, MbnsConfig(suspicious=0.5, strong=0.5, max_mismatch=1e9))
+    # Every channel is contaminated, so that the median is too, and no mixture explains it.
+    config = MbnsConfig(suspicious=0.5, strong=0.5, max_unnoticed=1e9)
+    result = _scan(suspect, clean, config)
     assert result.finding is Finding.STRONG
     drop = result.evidence["pruned_accuracy_drop"]
     assert isinstance(drop, float)
@@ -276,10 +284,11 @@ def test_a_trained_clean_model_has_no_finding() -> None:
         {"suspicious": 0.0},
         {"suspicious": 5.0, "strong": 4.0},
         {"min_mismatch": -1.0},
-        {"min_mismatch": 1.0, "max_mismatch": 1.0},
-        {"push_deviations": ()},
-        {"push_deviations": (0.0, 2.0)},
-        {"push_channels": 0},
+        {"max_unnoticed": 0.0},
+        {"ridge": -1.0},
+        {"traced": 0.0},
+        {"poisoned_shares": ()},
+        {"poisoned_shares": (0.0, 0.2)},
         {"prune_channels": 0},
         {"control_sets": 19},
         {"max_accuracy_drop": 1.5},

@@ -65,13 +65,14 @@ def _kl(mean: Tensor, var: Tensor, bn_mean: Tensor, bn_var: Tensor) -> Tensor:
     return (0.5 * (excess - torch.log1p(excess) + shift)).clamp_min(0.0)
 
 
-def pooled_moments(sums: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased variance from a sum and a sum of squares.
+def pooled_moments(sums: Tensor, squares: Tensor, count: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased variance from a sum and a sum of squares, weighted or not.
 
     Args:
         sums: Σx of each channel. Shape ``(..., D)``, float64, any device.
         squares: Σx² of each channel, same shape, float64.
-        count: number of values that were summed, at least 2.
+        count: number of values that were summed, or the sum of their weights, at least 2; a tensor
+            that broadcasts against `sums` where rows differ.
 
     Returns:
         Mean and variance (divisor `count` - 1, clamped at zero against rounding), shape and device
@@ -86,8 +87,9 @@ def pooled_moments(sums: Tensor, squares: Tensor, count: int) -> tuple[Tensor, T
     require_float64("sums", sums)
     require_float64("squares", squares)
     require_same_shape("squares", squares, "sums", sums)
-    if count < 2:
-        raise DegenerateStatisticError(f"a variance needs at least two values, got {count}")
+    least = float(torch.as_tensor(count).min())
+    if least < 2:
+        raise DegenerateStatisticError(f"a variance needs at least two values, got {least:g}")
     mean = sums / count
     variance = (squares - sums * mean) / (count - 1)
     return mean, variance.clamp_min(0.0)
@@ -98,6 +100,7 @@ def bootstrap_effective_size(
     image_squares: Tensor,
     positions: int,
     *,
+    image_weights: Tensor | None = None,
     resamples: int = 200,
     generator: torch.Generator,
 ) -> Tensor:
@@ -106,12 +109,13 @@ def bootstrap_effective_size(
     [O] methods/detectors.md §2.2: the divergence of n independent values from their own
     distribution is 1/n on average, but neighbouring positions are alike. Images are resampled with
     replacement, the divergence of each resample from the full sample is averaged, and n_eff is its
-    inverse. No forward pass.
+    inverse. A weight goes with its image, so that uneven weights lower n_eff. No forward pass.
 
     Args:
         image_sums: Σx over the positions of each image. Shape ``(N, D)``, float64, any device.
         image_squares: Σx² likewise.
         positions: H·W, positions per image.
+        image_weights: of the images, ``(N,)`` float64, mean 1; None for equal ones.
         resamples: number of bootstrap resamples; at 200 the relative error of n_eff is about a
             tenth.
         generator: CPU generator that draws the resamples.
@@ -138,13 +142,17 @@ def bootstrap_effective_size(
     images = image_sums.shape[0]
     if images < 2:
         raise DegenerateStatisticError(f"a bootstrap needs at least two images, got {images}")
+    each = torch.ones(images, dtype=torch.float64) if image_weights is None else image_weights.cpu()
     drawn = torch.randint(images, (resamples, images), generator=generator)
     weights = torch.zeros(resamples, images, dtype=torch.float64)
-    weights.scatter_add_(1, drawn, torch.ones_like(weights))
-    weights = weights.to(image_sums.device)
-    count = images * positions
-    mean, variance = pooled_moments(image_sums.sum(0), image_squares.sum(0), count)
-    means, variances = pooled_moments(weights @ image_sums, weights @ image_squares, count)
+    weights.scatter_add_(1, drawn, each[drawn])
+    weights, each = weights.to(image_sums.device), each.to(image_sums.device)
+    mean, variance = pooled_moments(
+        each @ image_sums, each @ image_squares, float(each.sum()) * positions
+    )
+    means, variances = pooled_moments(
+        weights @ image_sums, weights @ image_squares, weights.sum(1, keepdim=True) * positions
+    )
     divergence = _kl(means, variances, mean, variance).mean(0)
     size = divergence.reciprocal()
     return torch.where(variance >= MIN_VARIANCE, size, torch.full_like(size, torch.nan))

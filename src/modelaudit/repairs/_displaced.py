@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from modelaudit.scanners.mbns import Divergences
+    from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
 
 

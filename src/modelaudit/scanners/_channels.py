@@ -191,10 +191,12 @@ def _control(
     for name, indices in grouped(list(push)).items():
         deviation = suspect.statistics(sites[name])[1].sqrt()
         others = pool[name]
-        order = torch.randperm(len(others), generator=generator)[: len(indices)]
+        # Control i takes the i-th largest amount in units of the running deviation: where the pool
+        # is the smaller, the smallest amounts are left out.
+        units = {i: abs(push[name, i]) / max(float(deviation[i]), 1e-12) for i in indices}
+        amounts = sorted(units.values(), reverse=True)
+        order = torch.randperm(len(others), generator=generator)[: len(indices)].tolist()
         signs = torch.randint(2, (len(indices),), generator=generator) * 2 - 1
-        # Control i takes the amount of flagged channel i in units of the running deviation.
-        for i, index, sign in zip(order.tolist(), indices, signs.tolist(), strict=False):
-            units = abs(push[name, index]) / max(float(deviation[index]), 1e-12)
-            drawn[name, others[i]] = sign * units * float(deviation[others[i]])
+        for i, amount, sign in zip(order, amounts, signs.tolist(), strict=False):
+            drawn[name, others[i]] = sign * amount * float(deviation[others[i]])
     return drawn

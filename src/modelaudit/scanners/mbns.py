@@ -9,10 +9,11 @@ divergence
 is compared with what sampling alone would give, 1/n_eff by a bootstrap over images
 (methods/detectors.md §2.2-2.3).
 
-Differs from the paper, which prunes within one layer and gives no verdict on a model: the score is
-the largest divergence in units of its own sampling floor; images are augmented as the statistics
-were (the borders of padded crops alone move K a hundredfold, docs/scanners/mbns.md); flagged
-channels must be removable at no cost; the target is named by pushing them, with controls.
+Differs from the paper, which prunes within one layer and gives no verdict on a model: images are
+augmented as the statistics were (the borders of padded crops alone move K a hundredfold,
+docs/scanners/mbns.md) and weighted as they may have been mixed; the score is the largest divergence
+in sampling floors, in units of its layer; flagged channels must be removable at no cost; the target
+is named by pushing them, with controls.
 """
 
 from __future__ import annotations
@@ -25,11 +26,7 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.errors import ConfigError, DegenerateStatisticError
-from modelaudit.functional.divergence import (
-    bootstrap_effective_size,
-    gaussian_kl,
-    pooled_moments,
-)
+from modelaudit.functional.reweighting import effective_count
 from modelaudit.functional.shares import arrow_map, is_permutation_like
 from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners._channels import (
@@ -38,17 +35,23 @@ from modelaudit.scanners._channels import (
     push_test,
     pushed_predictions,
 )
+from modelaudit.scanners._divergences import Divergences, divergences
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.scanners.mbns_paper_code import MbnsPaperCodeScanner
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from modelaudit.suspect import Profile, Suspect
+    from modelaudit.suspect import Suspect
 
 
-_SCORE_NAME = "largest divergence in units of its sampling floor"
+_SCORE_NAME = "largest divergence in units of its layer's"
+_BLIND = (
+    "a divergence of {:.2f} nats could go unnoticed: the clean images are too few, or not what the "
+    "running statistics were collected on (other domain, preprocessing or augmentation, or images "
+    "that the model was not trained on and knows less well), so a trigger's trace may be hidden"
+)
+#: share of the search images that a push need not exceed
+_FAR_ENOUGH = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,109 +60,59 @@ class MbnsConfig:
 
     Attributes:
         resamples: bootstrap resamples for the sampling floor.
+        ridge: price of uneven image weights; what another mixture of the clean images explains is
+            no trace.
         suspicious: score from which the finding is suspicious.
         strong: score from which it is strong.
-        max_mismatch: median floor ratio above which the images do not match what the statistics
-            were collected on, and the absence of an outlier means nothing.
-        min_mismatch: median floor ratio below which the statistics were tuned to these very images.
-        push_deviations: how far flagged channels are pushed, in running standard deviations; the
-            search images choose among these.
-        push_channels: most flagged channels that are pushed.
-        prune_channels: most flagged channels that are pruned.
+        max_unnoticed: divergence in nats that may go unnoticed in the median layer; where more may,
+            the absence of a finding means nothing, and no push confirms one.
+        min_mismatch: median floor ratio, of images that weigh alike, below which the statistics
+            were tuned to these very images.
+        traced: floor ratio, in units of the median channel's, from which a channel carries a trace:
+            it is pushed, and is no control.
+        poisoned_shares: assumed shares of poisoned images, largest first, that say how far traces
+            are pushed; the search images choose among these.
+        prune_channels: most channels that are pruned, those of the clearest traces.
         control_sets: random channel sets that the push is compared with.
         max_accuracy_drop: largest accuracy drop at which pruning counts as free.
     """
 
     resamples: int = 200
+    ridge: float = 3.0
     suspicious: float = 25.0
-    strong: float = 50.0
-    max_mismatch: float = 12.0
+    strong: float = 40.0
+    max_unnoticed: float = 0.06
     min_mismatch: float = 0.01
-    push_deviations: tuple[float, ...] = (2.0, 4.0, 8.0)
-    push_channels: int = 20
+    traced: float = 5.0
+    poisoned_shares: tuple[float, ...] = (0.2, 0.1, 0.05, 0.025, 0.0125)
     prune_channels: int = 10
     control_sets: int = 20
     max_accuracy_drop: float = 0.06
 
     def __post_init__(self) -> None:
         require_range(self, "resamples", low=10)
+        require_range(self, "ridge", low=0)
         require_range(self, "suspicious", low=0, is_low_open=True)
         require_range(self, "strong", low=self.suspicious)
         require_range(self, "min_mismatch", low=0)
-        require_range(self, "max_mismatch", low=self.min_mismatch, is_low_open=True)
-        if not self.push_deviations or min(self.push_deviations) <= 0:
+        require_range(self, "max_unnoticed", low=0, is_low_open=True)
+        if not self.poisoned_shares or not all(0 < share <= 1 for share in self.poisoned_shares):
             raise ConfigError(
-                f"MbnsConfig.push_deviations must be positive, got {self.push_deviations!r}"
+                f"MbnsConfig.poisoned_shares must be in (0, 1], got {self.poisoned_shares!r}"
             )
-        require_range(self, "push_channels", low=1)
+        require_range(self, "traced", low=0, is_low_open=True)
         require_range(self, "prune_channels", low=1)
         require_range(self, "control_sets", low=20)
         require_range(self, "max_accuracy_drop", low=0, high=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Divergences:
-    """K of every channel of every BatchNorm layer, flattened in execution order.
-
-    Attributes:
-        neurons: (layer, channel).
-        divergence: K in nats, ``(D_total,)`` float64; NaN for dead channels.
-        floor_ratio: K · n_eff, 1 on average where only sampling separates the two; 0 where K is
-            NaN.
-        shift: (running mean - sample mean) in running standard deviations, ``(D_total,)``.
-        deviation: running standard deviation, ``(D_total,)``.
-    """
-
-    neurons: tuple[Neuron, ...]
-    divergence: Tensor
-    floor_ratio: Tensor
-    shift: Tensor
-    deviation: Tensor
-
-
-def divergences(suspect: Suspect, profile: Profile, *, resamples: int, seed: int) -> Divergences:
-    """Compute K and its sampling floor for every channel from one shared pass.
-
-    [DDE22] §4.4 Eq. (4) in nats, first distribution the clean sample, second the layer's.
-    """
-    neurons: list[Neuron] = []
-    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for recorded in profile.sites:
-        site = recorded.site
-        if not site.has_statistics:
-            continue
-        count = len(recorded.sums) * recorded.positions
-        mean, var = pooled_moments(recorded.sums.sum(0), recorded.squares.sum(0), count)
-        bn_mean, bn_var = (t.cpu() for t in suspect.statistics(site))
-        k = gaussian_kl(mean, var, bn_mean, bn_var)
-        n_eff = bootstrap_effective_size(
-            recorded.sums,
-            recorded.squares,
-            recorded.positions,
-            resamples=resamples,
-            generator=generator(seed, "mbns", "bootstrap", site.name),
-        )
-        deviation = bn_var.clamp_min(1e-10).sqrt()
-        columns.append((k, (k * n_eff).nan_to_num(0.0), (bn_mean - mean) / deviation, deviation))
-        neurons.extend((site.name, i) for i in range(site.channels))
-    joined = [torch.cat(list(parts)) for parts in zip(*columns, strict=True)]
-    return Divergences(
-        neurons=tuple(neurons),
-        divergence=joined[0],
-        floor_ratio=joined[1],
-        shift=joined[2],
-        deviation=joined[3],
-    )
-
-
-def _without_trace(found: Divergences, flagged: list[int]) -> dict[str, list[int]]:
-    """Return, for each flagged layer, the half of its channels nearest to the sampling floor."""
-    pool: dict[str, list[int]] = {}
-    for name in {found.neurons[i][0] for i in flagged}:
-        rows = [i for i, neuron in enumerate(found.neurons) if neuron[0] == name]
-        rows.sort(key=lambda i: float(found.floor_ratio[i]))
-        kept = [i for i in rows[: len(rows) // 2] if i not in set(flagged)]
-        pool[name] = [found.neurons[i][1] for i in kept]
+def _without_trace(found: Divergences, traced: list[int]) -> dict[str, list[int]]:
+    """Return, for each layer that holds a trace, its channels that carry none."""
+    marked = set(traced)
+    pool: dict[str, list[int]] = {found.neurons[i][0]: [] for i in traced}
+    for i, (name, channel) in enumerate(found.neurons):
+        if name in pool and i not in marked:
+            pool[name].append(channel)
     return pool
 
 
@@ -167,7 +120,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
     """Mismatched BatchNorm statistics; no gradients, no labels, one shared forward pass."""
 
     id = "mbns"
-    version = "1"
+    version = "2"
     family = "bn_statistics"
     summary = "BatchNorm statistics that clean images do not explain"
     reference = "[DDE22] §4.4"
@@ -183,49 +136,60 @@ class MbnsScanner(Scanner[MbnsConfig]):
         config = self.config
         return Cost(
             forward=len(clean.judge) * (3 + config.control_sets)
-            + len(clean.search) * len(config.push_deviations)
+            + len(clean.search) * len(config.poisoned_shares)
         )
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         config = self.config
-        found = divergences(suspect, context.profile, resamples=config.resamples, seed=context.seed)
-        alive = found.divergence.isfinite() & (found.floor_ratio > 0)
-        if not bool(alive.any()):
+        found = divergences(
+            suspect,
+            context.profile,
+            resamples=config.resamples,
+            seed=context.seed,
+            ridge=config.ridge,
+        )
+        if not bool(found.alive.any()):
             raise DegenerateStatisticError("every BatchNorm channel is dead")
         # Half of all channels hold no trace of a trigger: their median says how well the images
         # match.
-        mismatch = float(found.floor_ratio[alive].median())
-        scores = found.floor_ratio / max(1.0, mismatch)
+        mismatch = float(found.floor_ratio[found.alive].median())
+        unnoticed = found.unnoticed(config.suspicious)
+        scores = found.scores()
         score = float(scores.max())
         order = scores.argsort(descending=True)
         evidence: dict[str, Json] = {
             "median_floor_ratio": mismatch,
-            "median_divergence": float(found.divergence[alive].median()),
-            "largest_divergence": float(found.divergence[alive].max()),
+            "unweighted_median_floor_ratio": float(found.unweighted_ratio[found.alive].median()),
+            "images_left": effective_count(found.image_weights) / len(found.image_weights),
+            "unnoticed_divergence": unnoticed,
+            "median_divergence": float(found.divergence[found.alive].median()),
+            "largest_divergence": float(found.divergence[found.alive].max()),
             "channels": [
                 [*found.neurons[i], float(found.divergence[i]), float(scores[i])]
                 for i in order[:10].tolist()
             ],
         }
-        if score < config.suspicious or mismatch > config.max_mismatch:
-            return self._unremarkable(mismatch, score, evidence)
-        flagged = [
-            i for i in order[: config.push_channels].tolist() if scores[i] >= config.suspicious
-        ]
-        return self._follow_up(suspect, clean, context, found, flagged, score, evidence)
+        if score < config.suspicious:
+            return self._unremarkable(found, unnoticed, score, evidence)
+        # By the floor alone: an early trace and what later layers make of it act together.
+        traces = found.floor_ratio / max(1.0, mismatch)
+        is_traced = (traces >= config.traced) | (scores >= config.suspicious)
+        traced = [i for i in traces.argsort(descending=True).tolist() if is_traced[i]]
+        return self._follow_up(suspect, clean, context, found, traced, score, evidence)
 
     def _unremarkable(
-        self, mismatch: float, score: float, evidence: dict[str, Json]
+        self,
+        found: Divergences,
+        unnoticed: float,
+        score: float,
+        evidence: dict[str, Json],
     ) -> Observation:
+        config = self.config
         finding, notes = Finding.NONE, []
-        if mismatch > self.config.max_mismatch:
+        if unnoticed > config.max_unnoticed:
             finding = Finding.NO_POWER
-            notes.append(
-                f"the median channel is {mismatch:.0f} sampling floors away from its running "
-                "statistics: the clean images are not what these were collected on (other domain, "
-                "preprocessing or augmentation), so a trigger's trace may be hidden"
-            )
-        elif mismatch < self.config.min_mismatch:
+            notes.append(_BLIND.format(unnoticed))
+        elif float(found.unweighted_ratio[found.alive].median()) < config.min_mismatch:
             finding = Finding.SUSPICIOUS
             notes.append(
                 "the running statistics fit these very images better than sampling allows: they "
@@ -247,33 +211,34 @@ class MbnsScanner(Scanner[MbnsConfig]):
         clean: CleanImages,
         context: ScanContext,
         found: Divergences,
-        flagged: list[int],
+        traced: list[int],
         score: float,
         evidence: dict[str, Json],
     ) -> Observation:
-        """Prune and push the flagged channels: is the finding real, and where does it lead?"""
+        """Prune and push the traced channels: is the finding real, and where does it lead?"""
         config = self.config
         images, labels = clean.judged()
         pruned = pruned_predictions(
             suspect,
-            [found.neurons[i] for i in flagged[: config.prune_channels]],
+            [found.neurons[i] for i in traced[: config.prune_channels]],
             images,
             batch_size=context.batch_size,
         )
         drop = 1.0 - float((pruned == labels).double().mean())
-        push = self._best_push(suspect, clean, context, found, flagged)
+        poisoned_share, push = self._best_push(suspect, clean, context, found, traced)
         test = push_test(
             suspect,
             push,
             images,
             labels,
-            control_pool=_without_trace(found, flagged),
+            control_pool=_without_trace(found, traced),
             controls=config.control_sets,
             generator=generator(context.seed, "mbns", "controls"),
             batch_size=context.batch_size,
         )
         evidence |= {
-            "flagged": len(flagged),
+            "traced": len(traced),
+            "poisoned_share": poisoned_share,
             "pruned_accuracy_drop": drop,
             "push_share": test.share,
             "push_lower_bound": test.lower,
@@ -283,6 +248,9 @@ class MbnsScanner(Scanner[MbnsConfig]):
             "push": [[*neuron, amount] for neuron, amount in push.items()],
         }
         is_free = drop <= config.max_accuracy_drop
+        # Where the images do not match, hundreds of channels differ, and together they lead
+        # somewhere in a clean model too.
+        has_power = found.unnoticed(config.suspicious) <= config.max_unnoticed
         pattern = None
         if test.leads_to_one:
             pattern = Pattern.ALL_TO_ONE
@@ -291,9 +259,11 @@ class MbnsScanner(Scanner[MbnsConfig]):
         notes = []
         if not is_free:
             notes.append(
-                f"removing the flagged channels costs {drop:.1%} of the accuracy; a trigger's own "
+                f"removing the clearest traces costs {drop:.1%} of the accuracy; a trigger's own "
                 "channels cost little"
             )
+        if not has_power:
+            notes.append(_BLIND.format(found.unnoticed(config.suspicious)))
         return Observation(
             finding=Finding.STRONG if score >= config.strong else Finding.SUSPICIOUS,
             pattern=pattern,
@@ -301,7 +271,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
             score=score,
             score_name=_SCORE_NAME,
             threshold=config.suspicious,
-            is_confirmed=(test.beats_controls or test.leads_to_all) and is_free,
+            is_confirmed=(test.beats_controls or test.leads_to_all) and is_free and has_power,
             per_class=test.per_class,
             per_class_name="share of other classes' images that the push sends there",
             evidence=evidence,
@@ -314,17 +284,20 @@ class MbnsScanner(Scanner[MbnsConfig]):
         clean: CleanImages,
         context: ScanContext,
         found: Divergences,
-        flagged: list[int],
-    ) -> dict[Neuron, float]:
-        """Choose on S how far to push: to where classes shift one by one, else where most moves."""
+        traced: list[int],
+    ) -> tuple[float, dict[Neuron, float]]:
+        """Choose on S how far to push: to where classes shift one by one, else where most moves.
+
+        A running mean is off the clean one by the share of poisoned images times the displacement
+        that the trigger causes there: dividing by an assumed share gives the displacement, in the
+        proportions that the trigger has.
+        """
+        shares = self.config.poisoned_shares
         kept = clean.search[clean.predictions[clean.search] == clean.labels[clean.search]]
         images, labels = clean.images[kept], clean.labels[kept]
+        displaced = found.shift * found.deviation
         pushes = [
-            {
-                found.neurons[i]: units * float(found.deviation[i]) * float(found.shift[i].sign())
-                for i in flagged
-            }
-            for units in self.config.push_deviations
+            {found.neurons[i]: float(displaced[i]) / share for i in traced} for share in shares
         ]
         predictions = pushed_predictions(suspect, pushes, images, batch_size=context.batch_size)
         counts = torch.bincount(labels, minlength=suspect.num_classes).clamp_min(1)
@@ -333,6 +306,8 @@ class MbnsScanner(Scanner[MbnsConfig]):
             arrows = arrow_map(predictions[index], labels, suspect.num_classes)
             # Share of each class's images that go where most of them go.
             moved = float((arrows.errors * arrows.shares / counts).mean())
-            return is_permutation_like(arrows), moved
+            # further than far enough only brings the controls closer
+            return is_permutation_like(arrows), min(moved, _FAR_ENOUGH)
 
-        return pushes[max(range(len(pushes)), key=rank)]
+        best = max(range(len(pushes)), key=rank)
+        return shares[best], pushes[best]

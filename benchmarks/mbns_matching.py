@@ -1,6 +1,6 @@
-"""Print what imitating the training crop does to MBNS: its statistic with the crop and without.
+"""Print what the training crop and the image weights do to MBNS: its statistic with each of them.
 
-Example: python benchmarks/crop_effect.py examples/models/badnets_resnet18.pt
+Example: python benchmarks/mbns_matching.py examples/models/badnets_resnet18.pt
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 from modelaudit.engine import ScanRequest
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.progress import NoProgress
-from modelaudit.scanners.mbns import divergences
+from modelaudit.scanners._divergences import divergences
+from modelaudit.scanners.mbns import MbnsConfig
 from modelaudit.suspect import profile
 
 
@@ -21,8 +22,8 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+", help="models to look at")
     parser.add_argument("--data", type=Path, default=Path("examples/clean"), help="clean set")
     options = parser.parse_args()
-    print("| images | model | largest floor ratio | median floor ratio | largest K (nats) |")
-    print("|---|---|---|---|---|")
+    print("| images | weights | model | score | median floor ratio | largest K (nats) |")
+    print("|---|---|---|---|---|---|")
     for path in options.checkpoints:
         request = ScanRequest(checkpoint=path, data=options.data)
         opened = open_suspect(request, progress=NoProgress(), stopwatch=Stopwatch())
@@ -30,13 +31,13 @@ def main() -> None:
         for name, images in sets.items():
             with opened.suspect.borrowed():
                 shared = profile(opened.suspect, images)
-            found = divergences(opened.suspect, shared, resamples=200, seed=0)
-            alive = found.divergence.isfinite()
-            ratios, largest = found.floor_ratio[alive], found.divergence[alive].max()
-            print(
-                f"| {name} | {path.name} | {float(ratios.max()):.1f} "
-                f"| {float(ratios.median()):.2f} | {float(largest):.4f} |"
-            )
+            for weights, ridge in (("fitted", MbnsConfig().ridge), ("equal", None)):
+                found = divergences(opened.suspect, shared, resamples=200, seed=0, ridge=ridge)
+                print(
+                    f"| {name} | {weights} | {path.name} | {float(found.scores().max()):.1f} "
+                    f"| {float(found.floor_ratio[found.alive].median()):.2f} "
+                    f"| {float(found.divergence[found.alive].max()):.4f} |"
+                )
 
 
 if __name__ == "__main__":
