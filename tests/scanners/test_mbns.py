@@ -222,12 +222,28 @@ def test_a_planted_channel_is_found_pruned_for_free_and_names_the_target() -> No
     assert int(torch.tensor(result.per_class).argmax()) == TARGET
 
 
+def test_without_power_a_push_names_and_confirms_nothing() -> None:
+    suspect = gate_suspect()
+    images, labels = gate_images(200)
+    fit_statistics(suspect, images)
+    contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
+    contaminate(suspect, "norm", TARGET, rate=0.1, shift=4.0, keeps_logits=True)
+    result = _scan(suspect, clean_set(suspect, images, labels), MbnsConfig(max_unnoticed=0.001))
+    # The score is in units of its layer and counts; the push leads somewhere, and does not.
+    assert result.finding is Finding.STRONG
+    assert result.target_labels == ()
+    assert result.pattern is None
+    assert not result.is_confirmed
+    assert result.evidence["push_share"] == 1.0
+    assert "could go unnoticed" in result.notes[-1]
+
+
 def test_a_planted_shift_of_every_class_is_all_to_all() -> None:
     suspect = gate_suspect(is_all_to_all=True)
     images, labels = gate_images(200)
     fit_statistics(suspect, images)
     contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
-    result = _scan(suspect, clean_set(suspect, images, labels))
+    result = _scan(suspect, clean_set(suspect, images, labels), MbnsConfig(max_unnoticed=1.0))
     assert result.finding is Finding.STRONG
     assert result.pattern is Pattern.ALL_TO_ALL
     assert result.target_labels == ()

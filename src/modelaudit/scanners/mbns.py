@@ -249,12 +249,12 @@ class MbnsScanner(Scanner[MbnsConfig]):
         }
         is_free = drop <= config.max_accuracy_drop
         # Where the images do not match, hundreds of channels differ, and together they lead
-        # somewhere in a clean model too.
+        # somewhere in a clean model too: nothing is named or confirmed.
         has_power = found.unnoticed(config.suspicious) <= config.max_unnoticed
         pattern = None
-        if test.leads_to_one:
+        if test.leads_to_one and has_power:
             pattern = Pattern.ALL_TO_ONE
-        elif test.leads_to_all:
+        elif test.leads_to_all and has_power:
             pattern = Pattern.ALL_TO_ALL
         notes = []
         if not is_free:
@@ -267,7 +267,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
         return Observation(
             finding=Finding.STRONG if score >= config.strong else Finding.SUSPICIOUS,
             pattern=pattern,
-            target_labels=(test.target,) if test.leads_to_one else (),
+            target_labels=(test.target,) if pattern is Pattern.ALL_TO_ONE else (),
             score=score,
             score_name=_SCORE_NAME,
             threshold=config.suspicious,
