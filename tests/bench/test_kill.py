@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modelaudit.bench.scan import ScanWork
+from modelaudit.bench.selection import Selection
 from modelaudit.bench.train_work import TrainWork
 from tests.helpers.populations import (
     contents,
@@ -69,12 +70,10 @@ def scan(folder: Path, *, kills: int, scanners: tuple[str, ...], is_faked: bool)
     write_toy(folder)
     do(TrainWork(plan=str(folder / "plan.toml"), folder=folder / "zoo", data_root=folder))
     whole = ScanWork(
-        folder=folder / "zoo",
-        data_root=folder,
+        models=Selection(folder=folder / "zoo", data_root=folder, is_with_failed=True),
         out=folder / "whole.jsonl",
         scanners=scanners,
         images=100,
-        is_with_failed=True,
     )
     killed = replace(whole, out=folder / "killed.jsonl")
     act = scan_faked if is_faked else do

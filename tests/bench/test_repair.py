@@ -13,6 +13,7 @@ from modelaudit.bench.data import load_pack
 from modelaudit.bench.repair import RepairEvent, RepairWork
 from modelaudit.bench.repair_tracker import RepairTracker
 from modelaudit.bench.runner import make_attack
+from modelaudit.bench.selection import Selection
 from modelaudit.bench.tables.read import read_rows
 from modelaudit.errors import ConfigError
 from modelaudit.repairs import Change, RepairData
@@ -35,7 +36,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def work(place: Path, tmp_path: Path) -> RepairWork:
     return RepairWork(
-        folder=place / "zoo", data_root=place, out=tmp_path / "rows.jsonl", images=100
+        models=Selection(folder=place / "zoo", data_root=place),
+        out=tmp_path / "rows.jsonl",
+        images=100,
     )
 
 
@@ -64,14 +67,17 @@ def _components(monkeypatch: pytest.MonkeyPatch, seen: list[RepairData]) -> None
     )
 
 
-def run(work: RepairWork, *methods: str, **changes: Any) -> list[dict[str, Any]]:
-    """Do the work by these methods and return the rows of the file."""
-    replace(work, methods=methods or work.methods, **changes)("", lambda _: None)
+def run(
+    work: RepairWork, *methods: str, only: tuple[str, ...] = (), **changes: Any
+) -> list[dict[str, Any]]:
+    """Do the work on these models by these methods and return the rows of the file."""
+    models = replace(work.models, only=only)
+    replace(work, methods=methods or work.methods, models=models, **changes)("", lambda _: None)
     return rows(work.out)
 
 
 def card_of(work: RepairWork, id_: str) -> ModelCard:
-    return read_card(work.folder / "cards" / f"{id_}.json")
+    return read_card(work.models.folder / "cards" / f"{id_}.json")
 
 
 def test_every_model_gets_a_row_per_method(work: RepairWork) -> None:
@@ -128,7 +134,7 @@ def test_clean_models_have_no_attack_success(work: RepairWork) -> None:
 
 
 def test_need_that_is_not_met_leaves_the_model_and_is_no_failure(work: RepairWork) -> None:
-    changed = replace(work, methods=("picky",), only=(ATTACKED,))
+    changed = replace(work, methods=("picky",), models=replace(work.models, only=(ATTACKED,)))
     assert changed("", lambda _: None) == ()
     (row,) = rows(work.out)
     assert row["outcome"] == "unmet_need"
@@ -138,7 +144,9 @@ def test_need_that_is_not_met_leaves_the_model_and_is_no_failure(work: RepairWor
 
 
 def test_repair_that_raises_is_a_row_and_stops_no_other(work: RepairWork) -> None:
-    changed = replace(work, methods=("broken", "prune_mbns"), only=(ATTACKED,))
+    changed = replace(
+        work, methods=("broken", "prune_mbns"), models=replace(work.models, only=(ATTACKED,))
+    )
     assert changed("", lambda _: None) == (ATTACKED,)
     found = rows(work.out)
     assert [row["outcome"] for row in found] == ["failed", "done"]
@@ -152,7 +160,9 @@ def test_repair_that_raises_is_a_row_and_stops_no_other(work: RepairWork) -> Non
 def test_rows_cut_at_any_place_are_completed_to_the_same_set(
     work: RepairWork, seen: list[RepairData]
 ) -> None:
-    one = replace(work, methods=("prune_mbns", "look"), only=(ATTACKED,))
+    one = replace(
+        work, methods=("prune_mbns", "look"), models=replace(work.models, only=(ATTACKED,))
+    )
     one("", lambda _: None)
     whole, expected = work.out.read_bytes(), rows(work.out)
     assert len(seen) == 1
@@ -189,7 +199,7 @@ def test_mixture_is_given_to_whom_it_is_needed_by(
     run(work, "look_mixed", only=(ATTACKED,))
     data = load_pack(place / "toy_jpeg.npz")
     card = card_of(work, ATTACKED)
-    attack = trained_attack(card, data, folder=work.folder)
+    attack = trained_attack(card, data, folder=work.models.folder)
     (given,) = seen
     assert given.mixture is not None
     assert torch.equal(given.mixture, draw_mixture(card, data, attack))
@@ -198,7 +208,7 @@ def test_mixture_is_given_to_whom_it_is_needed_by(
 def test_mixture_holds_the_very_images_that_were_poisoned(work: RepairWork, place: Path) -> None:
     data = load_pack(place / "toy_jpeg.npz")
     card = card_of(work, ATTACKED)
-    attack = trained_attack(card, data, folder=work.folder)
+    attack = trained_attack(card, data, folder=work.models.folder)
     assert attack is not None
     mixture = draw_mixture(card, data, attack, images=50)
     clean = draw_mixture(card, data, None, images=50)
@@ -250,8 +260,8 @@ def test_trigger_that_the_card_does_not_name_raises(work: RepairWork, place: Pat
     data = load_pack(place / "toy_jpeg.npz")
     card = replace(card_of(work, ATTACKED), trigger_sha256="0" * 64)
     with pytest.raises(ConfigError, match="the trigger that the card"):
-        trained_attack(card, data, folder=work.folder)
-    assert trained_attack(card_of(work, CLEAN), data, folder=work.folder) is None
+        trained_attack(card, data, folder=work.models.folder)
+    assert trained_attack(card_of(work, CLEAN), data, folder=work.models.folder) is None
 
 
 def test_auto_repairs_what_is_accused_and_stops_when_the_rescan_is_clean(work: RepairWork) -> None:
@@ -282,7 +292,7 @@ def test_model_that_cannot_be_opened_is_a_row_with_the_rates_of_its_card(
     write_card(card, folder / "cards" / f"{card.id}.json")
     (folder / "models").mkdir()
     (folder / "models" / card.checkpoint).write_bytes(b"no checkpoint")
-    changed = replace(work, folder=folder, methods=("prune_mbns",))
+    changed = replace(work, methods=("prune_mbns",), models=replace(work.models, folder=folder))
     assert changed("", lambda _: None) == (ATTACKED,)
     (row,) = rows(work.out)
     assert row["failure"].startswith("CorruptCheckpointError")
@@ -326,7 +336,7 @@ def test_digest_of_auto_follows_what_it_may_use(
 
 
 def test_repairs_are_counted_by_model_and_method(work: RepairWork) -> None:
-    cards = work.cards()
+    cards = work.models.cards()
     methods = replace(work, methods=("prune_mbns", "auto")).built()
     tracker = RepairTracker(cards, methods, workers=2)
     assert (tracker.status().total, tracker.status().remaining) == (4, "")

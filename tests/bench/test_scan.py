@@ -10,6 +10,7 @@ import pytest
 from modelaudit.bench import scan
 from modelaudit.bench.cards import read_card, write_card
 from modelaudit.bench.scan import ScanEvent, ScanWork, method_sha256
+from modelaudit.bench.selection import Selection
 from modelaudit.bench.train_work import TrainWork
 from modelaudit.engine.components import build_scanners
 from modelaudit.errors import ConfigError
@@ -40,8 +41,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def real_work(toy: Path, tmp_path: Path) -> ScanWork:
     return ScanWork(
-        folder=toy / "zoo",
-        data_root=toy,
+        models=Selection(folder=toy / "zoo", data_root=toy),
         out=tmp_path / "rows.jsonl",
         scanners=("mbns", "dde"),
         images=100,
@@ -71,9 +71,13 @@ def test_every_model_gets_a_row_per_scanner(work: ScanWork) -> None:
 
 
 def test_row_says_what_the_contract_asks(work: ScanWork) -> None:
-    replace(work, scanners=("mbns",), only=("badnets_toy_resnet18w4_s1_t2",))("", lambda _: None)
+    replace(
+        work,
+        scanners=("mbns",),
+        models=replace(work.models, only=("badnets_toy_resnet18w4_s1_t2",)),
+    )("", lambda _: None)
     (row,) = (json.loads(line) for line in work.out.read_text("utf-8").splitlines())
-    card = read_card(work.folder / "cards" / "badnets_toy_resnet18w4_s1_t2.json")
+    card = read_card(work.models.folder / "cards" / "badnets_toy_resnet18w4_s1_t2.json")
     (scanner,) = build_scanners(("mbns",), ())
     assert row["key"] == {
         "checkpoint_sha256": card.checkpoint_sha256,
@@ -126,7 +130,7 @@ def test_what_is_there_is_not_scanned_again(work: ScanWork) -> None:
 
 
 def test_rows_cut_at_any_place_are_completed_to_the_same_set(work: ScanWork) -> None:
-    one = replace(work, only=("clean_toy_resnet18w4_s1",))
+    one = replace(work, models=replace(work.models, only=("clean_toy_resnet18w4_s1",)))
     one("", lambda _: None)
     whole = work.out.read_bytes()
     expected = rows(work.out)
@@ -137,21 +141,25 @@ def test_rows_cut_at_any_place_are_completed_to_the_same_set(work: ScanWork) -> 
 
 
 def test_another_number_of_images_or_seed_makes_other_rows(work: ScanWork) -> None:
-    one = replace(work, scanners=("mbns",), only=("clean_toy_resnet18w4_s1",))
+    one = replace(
+        work, scanners=("mbns",), models=replace(work.models, only=("clean_toy_resnet18w4_s1",))
+    )
     for changed in (one, replace(one, images=80), replace(one, seed=1)):
         changed("", lambda _: None)
     assert [row["clean_set"]["name"] for row in rows(work.out)] == ["toy_100", "toy_80", "toy_100"]
 
 
 def test_models_that_failed_the_gate_are_scanned_when_asked_for(work: ScanWork) -> None:
-    ids = [card.id for card in replace(work, is_with_failed=True).cards()]
-    assert ids == sorted([*(card.id for card in work.cards()), "blend_toy_vgg16w4_s2_t1"])
+    ids = [card.id for card in replace(work.models, is_with_failed=True).cards()]
+    assert ids == sorted([*(card.id for card in work.models.cards()), "blend_toy_vgg16w4_s2_t1"])
 
 
 def test_population_and_plan_choose_models(work: ScanWork, toy: Path) -> None:
-    assert [card.id for card in replace(work, population="B").cards()] == ["clean_toy_vgg16w4_s2"]
-    assert replace(work, plan=str(toy / "plan.toml")).cards() == work.cards()
-    assert replace(work, plan="smoke").cards() == ()
+    assert [card.id for card in replace(work.models, population="B").cards()] == [
+        "clean_toy_vgg16w4_s2"
+    ]
+    assert replace(work.models, plan=str(toy / "plan.toml")).cards() == work.models.cards()
+    assert replace(work.models, plan="smoke").cards() == ()
 
 
 def test_paper_code_adds_the_variants_that_there_are(work: ScanWork) -> None:
@@ -165,11 +173,11 @@ def test_model_that_cannot_be_opened_is_a_row_of_its_own(
     real_work: ScanWork, tmp_path: Path
 ) -> None:
     folder = tmp_path / "broken"
-    card = real_work.cards()[0]
+    card = real_work.models.cards()[0]
     write_card(card, folder / "cards" / f"{card.id}.json")
     (folder / "models").mkdir()
     (folder / "models" / card.checkpoint).write_bytes(b"no checkpoint")
-    broken = replace(real_work, folder=folder)
+    broken = replace(real_work, models=replace(real_work.models, folder=folder))
     assert broken("", lambda _: None) == (card.id,)
     found = rows(real_work.out)
     assert [row["outcome"] for row in found] == ["failed", "failed"]
@@ -178,19 +186,19 @@ def test_model_that_cannot_be_opened_is_a_row_of_its_own(
 
 def test_folder_without_cards_raises(work: ScanWork, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected model cards"):
-        replace(work, folder=tmp_path)("", lambda _: None)
+        replace(work, models=replace(work.models, folder=tmp_path))("", lambda _: None)
 
 
 def test_unknown_model_raises(work: ScanWork) -> None:
     with pytest.raises(ConfigError, match="has no models"):
-        replace(work, only=("other",)).cards()
+        replace(work.models, only=("other",)).cards()
 
 
 def test_card_without_a_population_raises(work: ScanWork, tmp_path: Path) -> None:
-    card = replace(work.cards()[0], population=None)
+    card = replace(work.models.cards()[0], population=None)
     write_card(card, tmp_path / "cards" / f"{card.id}.json")
     with pytest.raises(ConfigError, match="names no population"):
-        replace(work, folder=tmp_path).cards()
+        replace(work.models, folder=tmp_path).cards()
 
 
 def test_rows_give_the_outcomes_back(work: ScanWork) -> None:
@@ -226,7 +234,12 @@ def test_keys_of_a_later_version_are_passed_over() -> None:
 
 @pytest.mark.slow
 def test_the_engine_itself_fills_the_rows(real_work: ScanWork) -> None:
-    work = replace(real_work, scanners=("mbns", "mm_bd"), has_paper_code=True, population="B")
+    work = replace(
+        real_work,
+        scanners=("mbns", "mm_bd"),
+        has_paper_code=True,
+        models=replace(real_work.models, population="B"),
+    )
     work("", lambda _: None)
     found = rows(work.out)
     assert [(row["key"]["scanner"], row["key"]["variant"]) for row in found] == [
@@ -251,7 +264,9 @@ def test_digest_of_a_method_follows_its_version_and_settings() -> None:
 
 
 def test_a_degraded_clean_set_makes_rows_of_its_own(work: ScanWork) -> None:
-    one = replace(work, scanners=("mbns",), only=("clean_toy_resnet18w4_s1",))
+    one = replace(
+        work, scanners=("mbns",), models=replace(work.models, only=("clean_toy_resnet18w4_s1",))
+    )
     one("", lambda _: None)
     replace(one, degradation="snow")("", lambda _: None)
     plain, bad = rows(work.out)

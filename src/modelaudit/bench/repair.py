@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 from modelaudit import cleanset
 from modelaudit.bench.claims import claim
 from modelaudit.bench.clean_sets import CleanImagesFile, store_clean_set
-from modelaudit.bench.facts import choose_cards, machine_facts, model_facts, truth_facts
+from modelaudit.bench.facts import machine_facts, model_facts, truth_facts
 from modelaudit.bench.patient import Patient, Treated
 from modelaudit.bench.rates import Rates
 from modelaudit.bench.repair_methods import Method, build_methods
 from modelaudit.bench.rows import append_rows, key_of, read_keys
-from modelaudit.bench.runner import find_data
 from modelaudit.errors import ModelAuditError
 from modelaudit.results import Cost
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from modelaudit.bench.cards import ModelCard
     from modelaudit.bench.data import ImageData
+    from modelaudit.bench.selection import Selection
     from modelaudit.cleanset import CleanSet
 
 logger = logging.getLogger(__name__)
@@ -66,32 +66,22 @@ class RepairWork:
     """Repairs the chosen models of a population, as a worker process does.
 
     Attributes:
-        folder: of the population.
-        data_root: folder of the data packs.
+        models: which ones.
         out: JSON Lines file to append to.
         methods: see `build_methods`.
         has_paper_code: see `build_methods`.
         images: see `build_methods`.
         seed: of scans and repairs.
         device: name of the device.
-        only: see `choose_cards`.
-        population: see `choose_cards`.
-        plan: see `choose_cards`.
-        is_with_failed: see `choose_cards`.
     """
 
-    folder: Path
-    data_root: Path
+    models: Selection
     out: Path
     methods: tuple[str, ...] = ()
     has_paper_code: bool = False
     images: int | None = None
     seed: int = 0
     device: str = "cpu"
-    only: tuple[str, ...] = ()
-    population: str | None = None
-    plan: str | None = None
-    is_with_failed: bool = False
 
     def __call__(self, run: str, report: Callable[[RepairEvent], None]) -> tuple[str, ...]:
         """Repair what nobody else repairs; return the ids of models on which a repair failed."""
@@ -99,8 +89,8 @@ class RepairWork:
         methods, data = self.built(), _Data()
         failed: dict[str, None] = {}
         name = hashlib.sha256(str(self.out.resolve()).encode()).hexdigest()[:12]
-        for card in self.cards():
-            with claim(self.folder, f"repair_{name}_{card.id}") as is_mine:
+        for card in self.models.cards():
+            with claim(self.models.folder, f"repair_{name}_{card.id}") as is_mine:
                 if not is_mine:
                     continue
                 for event in self._repair(card, methods, data):
@@ -113,16 +103,6 @@ class RepairWork:
         """Return the repairs that are compared, see `build_methods`."""
         return build_methods(self.methods, has_paper_code=self.has_paper_code, images=self.images)
 
-    def cards(self) -> tuple[ModelCard, ...]:
-        """Return the cards of the models that are repaired, see `choose_cards`."""
-        return choose_cards(
-            self.folder,
-            only=self.only,
-            population=self.population,
-            plan=self.plan,
-            is_with_failed=self.is_with_failed,
-        )
-
     def _repair(
         self, card: ModelCard, methods: tuple[Method, ...], known: _Data
     ) -> Iterator[RepairEvent]:
@@ -130,9 +110,7 @@ class RepairWork:
             key = (card.dataset, card.image_size)
             if key not in known:
                 known.clear()  # the models of one data set follow each other, mostly
-                known[key] = find_data(
-                    card.dataset, self.data_root, cache=self.folder / "cache", size=card.image_size
-                )
+                known[key] = self.models.data_of(card)
             return known[key]
 
         files: dict[int, tuple[CleanImagesFile, CleanSet]] = {}
@@ -150,7 +128,11 @@ class RepairWork:
                 continue
             if patient is None:
                 patient = Patient(
-                    card=card, folder=self.folder, data=load(), seed=self.seed, device=self.device
+                    card=card,
+                    folder=self.models.folder,
+                    data=load(),
+                    seed=self.seed,
+                    device=self.device,
                 )
                 before = _rates_before(patient, clean)
             treated = _treat(patient, method, clean)
@@ -194,7 +176,7 @@ class RepairWork:
         self, card: ModelCard, load: Callable[[], ImageData], images: int
     ) -> tuple[CleanImagesFile, CleanSet]:
         clean = store_clean_set(
-            self.folder, load, name=card.dataset, images=images, image_size=card.image_size
+            self.models.folder, load, name=card.dataset, images=images, image_size=card.image_size
         )
         return clean, cleanset.read_clean_set(clean.path, max_images=images, seed=self.seed)
 

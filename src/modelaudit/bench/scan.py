@@ -18,9 +18,8 @@ from modelaudit import cleanset, engine
 from modelaudit import config as configuration
 from modelaudit.bench.claims import claim
 from modelaudit.bench.clean_sets import CleanImagesFile, store_clean_set
-from modelaudit.bench.facts import choose_cards, machine_facts, model_facts, truth_facts
+from modelaudit.bench.facts import machine_facts, model_facts, truth_facts
 from modelaudit.bench.rows import append_rows, key_of, read_keys
-from modelaudit.bench.runner import find_data
 from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.scan import audit
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelaudit.bench.cards import ModelCard
-    from modelaudit.bench.data import ImageData
+    from modelaudit.bench.selection import Selection
     from modelaudit.repairs import Repair
     from modelaudit.results import ScanOutcome
     from modelaudit.scanners.base import Scanner
@@ -67,34 +66,24 @@ class ScanWork:
     """Scans the chosen models of a population, as a worker process does.
 
     Attributes:
-        folder: of the population.
-        data_root: folder of the data packs.
+        models: which ones.
         out: JSON Lines file to append to.
         scanners: ids, with ``@variant`` where wanted; every registered one if empty.
         has_paper_code: whether the variant ``paper_code`` of each scanner that has one runs too.
         images: how many clean images the scans are given.
         seed: of the scans.
         device: name of the device.
-        only: ids of models; all if empty.
-        population: A or B; both if None.
-        plan: name or file of the plan whose models are meant; None for all that have cards.
-        is_with_failed: whether models that failed the gate are scanned too.
         degradation: what is done to the clean images, one of `modelaudit.bench.degrade`; None for
             nothing.
     """
 
-    folder: Path
-    data_root: Path
+    models: Selection
     out: Path
     scanners: tuple[str, ...] = ()
     has_paper_code: bool = False
     images: int = 500
     seed: int = 0
     device: str = "cpu"
-    only: tuple[str, ...] = ()
-    population: str | None = None
-    plan: str | None = None
-    is_with_failed: bool = False
     degradation: str | None = None
 
     def __call__(self, run: str, report: Callable[[ScanEvent], None]) -> tuple[str, ...]:
@@ -103,8 +92,8 @@ class ScanWork:
         scanners = build_scanners(self.scanner_ids(), ())
         failed = []
         name = hashlib.sha256(str(self.out.resolve()).encode()).hexdigest()[:12]
-        for card in self.cards():
-            with claim(self.folder, f"scan_{name}_{card.id}") as is_mine:
+        for card in self.models.cards():
+            with claim(self.models.folder, f"scan_{name}_{card.id}") as is_mine:
                 if not is_mine:
                     continue
                 event = self._scan(card, scanners)
@@ -126,21 +115,11 @@ class ScanWork:
             ]
         return tuple(dict.fromkeys(ids))
 
-    def cards(self) -> tuple[ModelCard, ...]:
-        """Return the cards of the models that are to be scanned, see `choose_cards`."""
-        return choose_cards(
-            self.folder,
-            only=self.only,
-            population=self.population,
-            plan=self.plan,
-            is_with_failed=self.is_with_failed,
-        )
-
     def _scan(self, card: ModelCard, scanners: Sequence[Scanner[Any]]) -> ScanEvent:
         started = time.perf_counter()
         clean = self._clean_set(card)
         read = cleanset.read_clean_set(clean.path, max_images=clean.images, seed=self.seed)
-        checkpoint = self.folder / "models" / card.checkpoint
+        checkpoint = self.models.folder / "models" / card.checkpoint
         keys = {
             scanner.full_id: {
                 "checkpoint_sha256": card.checkpoint_sha256,
@@ -191,14 +170,9 @@ class ScanWork:
         return ScanEvent(id=card.id, rows=added, seconds=seconds, failed=failed, text=text)
 
     def _clean_set(self, card: ModelCard) -> CleanImagesFile:
-        def load() -> ImageData:
-            return find_data(
-                card.dataset, self.data_root, cache=self.folder / "cache", size=card.image_size
-            )
-
         return store_clean_set(
-            self.folder,
-            load,
+            self.models.folder,
+            lambda: self.models.data_of(card),
             name=card.dataset,
             images=self.images,
             image_size=card.image_size,

@@ -46,21 +46,17 @@ class RepairPopulationJob(PopulationJob["RepairEvent"]):
         from modelaudit.bench.repair import RepairWork
         from modelaudit.bench.repair_tracker import RepairTracker
 
+        models = self._selection()
         work = RepairWork(
-            folder=self.models,
-            data_root=self.data,
+            models=models,
             out=self.out,
             methods=self.methods,
             has_paper_code=self.has_paper_code,
             images=self.images,
             seed=self.seed,
             device=resolve_device(self.device),
-            only=self.only,
-            population=self.population,
-            plan=self.plan,
-            is_with_failed=self.is_with_failed,
         )
-        cards, methods = work.cards(), work.built()
+        cards, methods = models.cards(), work.built()
         return Task(
             work=work,
             tracker=RepairTracker(cards, methods, workers=self.workers),

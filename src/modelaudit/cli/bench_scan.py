@@ -48,22 +48,18 @@ class ScanPopulationJob(PopulationJob["ScanEvent"]):
         from modelaudit.bench.scan import ScanWork
         from modelaudit.bench.tracker import ScanTracker
 
+        models = self._selection()
         work = ScanWork(
-            folder=self.models,
-            data_root=self.data,
+            models=models,
             out=self.out,
             scanners=self.scanners,
             has_paper_code=self.has_paper_code,
             images=self.images,
             seed=self.seed,
             device=resolve_device(self.device),
-            only=self.only,
-            population=self.population,
-            plan=self.plan,
-            is_with_failed=self.is_with_failed,
             degradation=self.degradation,
         )
-        cards = work.cards()
+        cards = models.cards()
         return Task(
             work=work,
             tracker=ScanTracker(cards, workers=self.workers),

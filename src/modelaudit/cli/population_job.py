@@ -14,6 +14,7 @@ from modelaudit.results import ExitStatus
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from modelaudit.bench.selection import Selection
     from modelaudit.bench.workers import Work
     from modelaudit.cli.bench_options import Population
     from modelaudit.cli.bench_progress import Status
@@ -106,6 +107,19 @@ class PopulationJob(BenchJob, Generic[E]):
         lines += [f"a {self.unit} failed on {id_}, see its rows" for id_ in failed]
         write_stdout("".join(f"{line}\n" for line in lines))
         return ExitStatus.INCONCLUSIVE if failed else ExitStatus.CLEAN
+
+    def _selection(self) -> Selection:
+        """Return the models that are meant."""
+        from modelaudit.bench.selection import Selection
+
+        return Selection(
+            folder=self.models,
+            data_root=self.data,
+            only=self.only,
+            population=self.population,
+            plan=self.plan,
+            is_with_failed=self.is_with_failed,
+        )
 
     @abstractmethod
     def _task(self) -> Task[E]:
