@@ -222,6 +222,21 @@ def test_a_planted_channel_is_found_pruned_for_free_and_names_the_target() -> No
     assert int(torch.tensor(result.per_class).argmax()) == TARGET
 
 
+def test_a_trigger_on_the_other_side_of_the_mean_is_found_by_a_negative_share() -> None:
+    suspect = gate_suspect()
+    images, labels = gate_images(200)
+    fit_statistics(suspect, images)
+    # Near-triggers with the right label, more of them than of the trigger, pull the mean away.
+    contaminate(suspect, "norm", 5, rate=0.1, shift=-20.0)
+    contaminate(suspect, "norm", TARGET, rate=0.1, shift=-4.0, keeps_logits=True)
+    result = _scan(suspect, clean_set(suspect, images, labels), MbnsConfig(max_unnoticed=1.0))
+    assert result.target_labels == (TARGET,)
+    assert result.is_confirmed
+    share = result.evidence["poisoned_share"]
+    assert isinstance(share, float)
+    assert share < 0
+
+
 def test_without_power_a_push_names_and_confirms_nothing() -> None:
     suspect = gate_suspect()
     images, labels = gate_images(200)

@@ -136,7 +136,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
         config = self.config
         return Cost(
             forward=len(clean.judge) * (3 + config.control_sets)
-            + len(clean.search) * len(config.poisoned_shares)
+            + len(clean.search) * 2 * len(config.poisoned_shares)
         )
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
@@ -290,12 +290,14 @@ class MbnsScanner(Scanner[MbnsConfig]):
 
         A running mean is off the clean one by the share of poisoned images times the displacement
         that the trigger causes there: dividing by an assumed share gives the displacement, in the
-        proportions that the trigger has.
+        proportions that the trigger has. Attacks that also train on near-triggers with the right
+        label (WaNet's noise) leave more of those in the mean than of the trigger, which then lies
+        the other way: a negative share.
         """
-        shares = self.config.poisoned_shares
         kept = clean.search[clean.predictions[clean.search] == clean.labels[clean.search]]
         images, labels = clean.images[kept], clean.labels[kept]
         displaced = found.shift * found.deviation
+        shares = [sign * share for share in self.config.poisoned_shares for sign in (1, -1)]
         pushes = [
             {found.neurons[i]: float(displaced[i]) / share for i in traced} for share in shares
         ]
