@@ -57,6 +57,9 @@ class SsbaConfig:
         encoder_images: training images for both networks; None for all.
         encoder_rate: Adam's learning rate (the paper's code: 1e-4).
         encoder_batch_size: images per step of both networks.
+        residual_weight: weight of the mean squared residual beside the bits' cross-entropy
+            (BackdoorBench: 10); 0 for residuals as large as `bound` allows, which a small
+            classifier needs.
         stage: trigger before (``"pre"``) or after (``"post"``) crop and flip; see `PoisonPlan`.
     """
 
@@ -69,6 +72,7 @@ class SsbaConfig:
     encoder_images: int | None = 20_000
     encoder_rate: float = 1e-3
     encoder_batch_size: int = 64
+    residual_weight: float = 10.0
     stage: Stage = "pre"
 
     def __post_init__(self) -> None:
@@ -76,6 +80,7 @@ class SsbaConfig:
         require_range(self, "rate", low=0.0, high=1.0, is_low_open=True)
         require_range(self, "bound", low=0.0, high=1.0, is_low_open=True)
         require_range(self, "encoder_rate", low=0.0, is_low_open=True)
+        require_range(self, "residual_weight", low=0.0)
         for name in ("bits", "encoder_epochs", "encoder_batch_size"):
             require_range(self, name, low=1)
         require_range(self, "encoder_images", low=2)
@@ -179,6 +184,7 @@ class SsbaAttack(Attack[SsbaConfig]):
             images[order[measured:].to(images.device)],
             epochs=config.encoder_epochs,
             rate=config.encoder_rate,
+            residual_weight=config.residual_weight,
             batch_size=config.encoder_batch_size,
             generator=generator,
         )

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: weight of the mean squared residual beside the bits' cross-entropy, once it is full
-RESIDUAL_WEIGHT = 10.0
-#: share of the steps in which that weight rises from 0, and the bound falls to its value
+#: share of the steps in which the residual's weight rises from 0, and the bound falls to its value
 RAMP = 0.5
 #: how much larger the bound is at the first step: a decoder that reads nothing teaches nothing
 FIRST_BOUND = 4.0
@@ -149,10 +147,11 @@ def train_hiding(
     *,
     epochs: int,
     rate: float,
+    residual_weight: float,
     batch_size: int,
     generator: Generator,
 ) -> None:
-    """Train both networks on random bits: the bits' cross-entropy + 10 times the squared residual.
+    """Train both networks on random bits: the bits' cross-entropy + the weighted squared residual.
 
     The residual's weight rises and its bound falls to its value over the first half of the steps.
 
@@ -162,6 +161,7 @@ def train_hiding(
         images: ``(N, C, H, W)`` uint8, on the networks' device.
         epochs: passes over the images.
         rate: Adam's learning rate.
+        residual_weight: weight of the mean squared residual, once it is full.
         batch_size: images per step.
         generator: source of order and bits, on the CPU.
     """
@@ -179,7 +179,7 @@ def train_hiding(
             read = binary_cross_entropy_with_logits(
                 decoder((batch + residuals).clamp(0.0, 1.0)), bits
             )
-            loss = read + RESIDUAL_WEIGHT * progress * residuals.square().mean()
+            loss = read + residual_weight * progress * residuals.square().mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
