@@ -195,7 +195,9 @@ def test_statistics_of_other_images_have_no_power() -> None:
     suspect = models.suspect_of(models.tiny_bn())
     fit_statistics(suspect, models.images(2000, seed=9) * 0.5)
     result = _scan(
-        suspect, clean_set(suspect, models.images(200)), MbnsConfig(suspicious=1e6, strong=1e6)
+        suspect,
+        clean_set(suspect, models.images(200)),
+        MbnsConfig(suspicious=1e6, strong=1e6, strong_if_blind=1e6),
     )
     assert result.finding is Finding.NO_POWER
     assert "could go unnoticed" in result.notes[0]
@@ -208,8 +210,7 @@ def test_a_planted_channel_is_found_pruned_for_free_and_names_the_target() -> No
     contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
     # Poisoned images raise their target's own channel too, which makes it no control.
     contaminate(suspect, "norm", TARGET, rate=0.1, shift=4.0, keeps_logits=True)
-    # One layer of one position: 200 images are few there.
-    result = _scan(suspect, clean_set(suspect, images, labels), MbnsConfig(max_unnoticed=1.0))
+    result = _scan(suspect, clean_set(suspect, images, labels))
     assert result.finding is Finding.STRONG
     assert result.target_labels == (TARGET,)
     assert result.pattern is Pattern.ALL_TO_ONE
@@ -229,7 +230,7 @@ def test_a_trigger_on_the_other_side_of_the_mean_is_found_by_a_negative_share() 
     # Near-triggers with the right label, more of them than of the trigger, pull the mean away.
     contaminate(suspect, "norm", 5, rate=0.1, shift=-20.0)
     contaminate(suspect, "norm", TARGET, rate=0.1, shift=-4.0, keeps_logits=True)
-    result = _scan(suspect, clean_set(suspect, images, labels), MbnsConfig(max_unnoticed=1.0))
+    result = _scan(suspect, clean_set(suspect, images, labels))
     assert result.target_labels == (TARGET,)
     assert result.is_confirmed
     share = result.evidence["poisoned_share"]
@@ -237,20 +238,23 @@ def test_a_trigger_on_the_other_side_of_the_mean_is_found_by_a_negative_share() 
     assert share < 0
 
 
-def test_without_power_a_push_names_and_confirms_nothing() -> None:
+def test_without_power_only_a_very_high_score_is_a_finding() -> None:
     suspect = gate_suspect()
     images, labels = gate_images(200)
     fit_statistics(suspect, images)
     contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
     contaminate(suspect, "norm", TARGET, rate=0.1, shift=4.0, keeps_logits=True)
-    result = _scan(suspect, clean_set(suspect, images, labels), MbnsConfig(max_unnoticed=0.001))
-    # The score is in units of its layer and counts; the push leads somewhere, and does not.
-    assert result.finding is Finding.STRONG
-    assert result.target_labels == ()
-    assert result.pattern is None
-    assert not result.is_confirmed
-    assert result.evidence["push_share"] == 1.0
-    assert "could go unnoticed" in result.notes[-1]
+    clean = clean_set(suspect, images, labels)
+    blind = _scan(suspect, clean, MbnsConfig(max_unnoticed=0.001, strong_if_blind=1e6))
+    assert blind.score is not None
+    assert blind.score > MbnsConfig().strong_if_blind
+    assert blind.finding is Finding.NO_POWER
+    assert blind.target_labels == ()
+    assert not blind.is_confirmed
+    assert "could go unnoticed" in blind.notes[0]
+    seen = _scan(suspect, clean, MbnsConfig(max_unnoticed=0.001))
+    assert seen.finding is Finding.STRONG
+    assert seen.target_labels == (TARGET,)
 
 
 def test_a_planted_shift_of_every_class_is_all_to_all() -> None:
@@ -258,7 +262,7 @@ def test_a_planted_shift_of_every_class_is_all_to_all() -> None:
     images, labels = gate_images(200)
     fit_statistics(suspect, images)
     contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
-    result = _scan(suspect, clean_set(suspect, images, labels), MbnsConfig(max_unnoticed=1.0))
+    result = _scan(suspect, clean_set(suspect, images, labels))
     assert result.finding is Finding.STRONG
     assert result.pattern is Pattern.ALL_TO_ALL
     assert result.target_labels == ()
@@ -274,7 +278,7 @@ def test_channels_that_cost_accuracy_do_not_confirm() -> None:
     clean = clean_set(suspect, images, labels)
     assert torch.equal(clean.predictions, labels)
     # Every channel is contaminated, so that the median is too, and no mixture explains it.
-    config = MbnsConfig(suspicious=0.5, strong=0.5, max_unnoticed=1e9)
+    config = MbnsConfig(suspicious=0.5, strong=0.5, strong_if_blind=0.5)
     result = _scan(suspect, clean, config)
     assert result.finding is Finding.STRONG
     drop = result.evidence["pruned_accuracy_drop"]
@@ -316,6 +320,7 @@ def test_a_trained_clean_model_has_no_finding() -> None:
         {"suspicious": 5.0, "strong": 4.0},
         {"min_mismatch": -1.0},
         {"max_unnoticed": 0.0},
+        {"strong_if_blind": 19.0},
         {"ridge": -1.0},
         {"traced": 0.0},
         {"poisoned_shares": ()},

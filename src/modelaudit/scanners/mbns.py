@@ -46,9 +46,13 @@ if TYPE_CHECKING:
 
 _SCORE_NAME = "largest divergence in units of its layer's"
 _BLIND = (
-    "a divergence of {:.2f} nats could go unnoticed: the clean images are too few, or not what the "
+    "a divergence of {:.3f} nats could go unnoticed: the clean images are too few, or not what the "
     "running statistics were collected on (other domain, preprocessing or augmentation, or images "
     "that the model was not trained on and knows less well), so a trigger's trace may be hidden"
+)
+_TUNED = (
+    "the running statistics fit these very images better than sampling allows: they were "
+    "re-estimated or re-parameterised on them, which hides a backdoor from this test"
 )
 #: share of the search images that a push need not exceed
 _FAR_ENOUGH = 0.9
@@ -65,7 +69,9 @@ class MbnsConfig:
         suspicious: score from which the finding is suspicious.
         strong: score from which it is strong.
         max_unnoticed: divergence in nats that may go unnoticed in the median layer; where more may,
-            the absence of a finding means nothing, and no push confirms one.
+            neither a finding nor its absence means anything,
+        strong_if_blind: unless the score reaches this: a trigger that moves most channels of most
+            layers makes their divergences large itself.
         min_mismatch: median floor ratio, of images that weigh alike, below which the statistics
             were tuned to these very images.
         traced: floor ratio, in units of the median channel's, from which a channel carries a trace:
@@ -79,9 +85,10 @@ class MbnsConfig:
 
     resamples: int = 200
     ridge: float = 3.0
-    suspicious: float = 25.0
-    strong: float = 40.0
-    max_unnoticed: float = 0.06
+    suspicious: float = 10.0
+    strong: float = 20.0
+    max_unnoticed: float = 0.023
+    strong_if_blind: float = 40.0
     min_mismatch: float = 0.01
     traced: float = 5.0
     poisoned_shares: tuple[float, ...] = (0.2, 0.1, 0.05, 0.025, 0.0125)
@@ -96,6 +103,7 @@ class MbnsConfig:
         require_range(self, "strong", low=self.suspicious)
         require_range(self, "min_mismatch", low=0)
         require_range(self, "max_unnoticed", low=0, is_low_open=True)
+        require_range(self, "strong_if_blind", low=self.strong)
         if not self.poisoned_shares or not all(0 < share <= 1 for share in self.poisoned_shares):
             raise ConfigError(
                 f"MbnsConfig.poisoned_shares must be in (0, 1], got {self.poisoned_shares!r}"
@@ -169,8 +177,10 @@ class MbnsScanner(Scanner[MbnsConfig]):
                 for i in order[:10].tolist()
             ],
         }
+        if unnoticed > config.max_unnoticed and score < config.strong_if_blind:
+            return self._observation(Finding.NO_POWER, score, evidence, _BLIND.format(unnoticed))
         if score < config.suspicious:
-            return self._unremarkable(found, unnoticed, score, evidence)
+            return self._unremarkable(found, score, evidence)
         # By the floor alone: an early trace and what later layers make of it act together.
         traces = found.floor_ratio / max(1.0, mismatch)
         is_traced = (traces >= config.traced) | (scores >= config.suspicious)
@@ -178,31 +188,23 @@ class MbnsScanner(Scanner[MbnsConfig]):
         return self._follow_up(suspect, clean, context, found, traced, score, evidence)
 
     def _unremarkable(
-        self,
-        found: Divergences,
-        unnoticed: float,
-        score: float,
-        evidence: dict[str, Json],
+        self, found: Divergences, score: float, evidence: dict[str, Json]
     ) -> Observation:
-        config = self.config
-        finding, notes = Finding.NONE, []
-        if unnoticed > config.max_unnoticed:
-            finding = Finding.NO_POWER
-            notes.append(_BLIND.format(unnoticed))
-        elif float(found.unweighted_ratio[found.alive].median()) < config.min_mismatch:
-            finding = Finding.SUSPICIOUS
-            notes.append(
-                "the running statistics fit these very images better than sampling allows: they "
-                "were re-estimated or re-parameterised on them, which hides a backdoor from this "
-                "test"
-            )
+        alike = found.unweighted_ratio[found.alive]
+        if float(alike.median()) >= self.config.min_mismatch:
+            return self._observation(Finding.NONE, score, evidence)
+        return self._observation(Finding.SUSPICIOUS, score, evidence, _TUNED)
+
+    def _observation(
+        self, finding: Finding, score: float, evidence: dict[str, Json], *notes: str
+    ) -> Observation:
         return Observation(
             finding=finding,
             score=score,
             score_name=_SCORE_NAME,
             threshold=self.config.suspicious,
             evidence=evidence,
-            notes=tuple(notes),
+            notes=notes,
         )
 
     def _follow_up(
@@ -248,13 +250,10 @@ class MbnsScanner(Scanner[MbnsConfig]):
             "push": [[*neuron, amount] for neuron, amount in push.items()],
         }
         is_free = drop <= config.max_accuracy_drop
-        # Where the images do not match, hundreds of channels differ, and together they lead
-        # somewhere in a clean model too: nothing is named or confirmed.
-        has_power = found.unnoticed(config.suspicious) <= config.max_unnoticed
         pattern = None
-        if test.leads_to_one and has_power:
+        if test.leads_to_one:
             pattern = Pattern.ALL_TO_ONE
-        elif test.leads_to_all and has_power:
+        elif test.leads_to_all:
             pattern = Pattern.ALL_TO_ALL
         notes = []
         if not is_free:
@@ -262,16 +261,14 @@ class MbnsScanner(Scanner[MbnsConfig]):
                 f"removing the clearest traces costs {drop:.1%} of the accuracy; a trigger's own "
                 "channels cost little"
             )
-        if not has_power:
-            notes.append(_BLIND.format(found.unnoticed(config.suspicious)))
         return Observation(
             finding=Finding.STRONG if score >= config.strong else Finding.SUSPICIOUS,
             pattern=pattern,
-            target_labels=(test.target,) if pattern is Pattern.ALL_TO_ONE else (),
+            target_labels=(test.target,) if test.leads_to_one else (),
             score=score,
             score_name=_SCORE_NAME,
             threshold=config.suspicious,
-            is_confirmed=(test.beats_controls or test.leads_to_all) and is_free and has_power,
+            is_confirmed=(test.beats_controls or test.leads_to_all) and is_free,
             per_class=test.per_class,
             per_class_name="share of other classes' images that the push sends there",
             evidence=evidence,
