@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modelaudit.errors import BudgetExceededError, ConfigError, DegenerateStatisticError
+from modelaudit.functional.statistics import grubbs
 from modelaudit.results import Finding, Pattern, ScannerResult
 from modelaudit.scanners import CleanImages, ScanContext
 from modelaudit.scanners.mm_bd import (
@@ -208,14 +209,14 @@ def test_ascent_stays_in_the_box_and_never_lowers_the_best() -> None:
 
 
 def test_natural_margins_are_the_largest_of_each_class() -> None:
-    labels = torch.arange(3).repeat(MIN_NATURAL)
+    labels = torch.arange(3).repeat(MIN_NATURAL + 1)
     logits = torch.zeros(len(labels), 3)
     logits[torch.arange(len(labels)), labels] = 1.0 + torch.arange(len(labels)).float()
     # One image of another class, however certain, is not class 0's.
     logits[1, 0] = 500.0
     natural = natural_margins(logits, labels, 3)
     assert natural is not None
-    last = 3 * MIN_NATURAL
+    last = len(labels)
     assert natural.tolist() == [last - 2, last - 1, last]
     assert natural.dtype == torch.float64
 
@@ -226,6 +227,16 @@ def test_natural_margins_need_images_of_every_class() -> None:
     assert natural_margins(logits, labels, 3) is not None
     assert natural_margins(logits[1:], labels[1:], 3) is None
     assert natural_margins(torch.eye(4)[labels], labels, 4) is None
+
+
+def test_an_image_labelled_wrongly_says_nothing_of_its_class() -> None:
+    labels = torch.arange(3).repeat(MIN_NATURAL + 1)
+    logits = torch.eye(3)[labels]
+    logits[0] = torch.tensor([0.0, 2.0, 0.0])
+    assert natural_margins(logits, labels, 3) is not None
+    # A tie is no right label.
+    logits[3] = torch.tensor([1.0, 0.0, 1.0])
+    assert natural_margins(logits, labels, 3) is None
 
 
 def test_a_class_that_is_never_predicted_has_no_natural_margin() -> None:
@@ -268,6 +279,23 @@ def test_a_class_with_large_logits_everywhere_is_no_outlier_beside_its_natural_m
     assert len(result.evidence["natural_margins"]) == 6  # type: ignore[arg-type]  # a list
 
 
+def test_a_class_that_the_model_hardly_knows_is_no_outlier_for_its_small_natural_margin() -> None:
+    gains = torch.tensor([1.0, 1.05, 0.95, 1.0, 1.02, 0.98])
+    suspect, clean = _striped(gains=gains)
+    images = clean.images.clone()
+    of_class_2 = (clean.labels == 2).nonzero().flatten()
+    # Its images show next to nothing of it, and one of them a little of another class.
+    images[of_class_2] *= 0.1
+    images[of_class_2[0], :, 3, 1:] += 0.2
+    faint = clean_set(suspect, images, clean.labels)
+    assert int((faint.predictions != clean.labels).sum()) == 1
+    result = MmBdScanner().scan(suspect, faint, context=context_of(suspect, faint))
+    assert isinstance(result, ScannerResult)
+    assert "natural_margins" not in result.evidence
+    assert result.score == result.evidence["raw_statistic"]
+    assert result.finding is Finding.NONE
+
+
 def test_a_patch_stands_out_beside_natural_margins() -> None:
     gains = torch.tensor([1.0, 1.05, 0.95, 1.0, 1.02, 0.98])
     suspect, clean = _striped(4, gains=gains)
@@ -284,6 +312,31 @@ def test_a_class_out_of_reach_has_no_power() -> None:
     assert result.finding is Finding.NO_POWER
     assert result.score is None
     assert result.per_class[2] < 0
+
+
+def test_a_patch_stands_out_although_two_classes_are_out_of_reach() -> None:
+    whole = _patched(5)
+    assert isinstance(whole.module, LinearNet)
+    bias = torch.zeros(10)
+    bias[[2, 7]] = -100.0
+    result = _scan(_linear(whole.module.head.weight.detach(), bias))
+    assert result.finding is Finding.STRONG
+    assert result.target_labels == (5,)
+    assert result.per_class[2] < 0
+    kept = torch.tensor([margin for margin in result.per_class if margin > 0]).double()
+    assert len(kept) == 8
+    assert result.score == pytest.approx(grubbs(kept.log()).statistic)
+    assert any("2 classes" in note for note in result.notes)
+
+
+def test_too_many_classes_out_of_reach_have_no_power() -> None:
+    whole = _patched(5)
+    assert isinstance(whole.module, LinearNet)
+    bias = torch.zeros(10)
+    bias[[2, 7, 9]] = -100.0
+    result = _scan(_linear(whole.module.head.weight.detach(), bias))
+    assert result.finding is Finding.NO_POWER
+    assert result.target_labels == ()
 
 
 def test_equal_classes_are_degenerate() -> None:

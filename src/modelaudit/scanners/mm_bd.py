@@ -3,9 +3,9 @@
 For each class t the margin z_t - max_{k != t} z_k is maximised over the whole pixel box from random
 starts. A backdoored target reaches a margin that is an outlier among the classes.
 
-Where clean images of every class are at hand, each margin is taken in units of the largest margin
-that a clean image of that class has: classes differ by nature, and clean models of one task share
-that difference. Without them the raw margins are compared, as in the paper.
+Where the model labels enough clean images of every class rightly, each margin is taken in units of
+the largest margin among them: classes differ by nature, and clean models of one task share that
+difference. Otherwise the raw margins are compared, as in the paper.
 
 Differs from the paper, besides: ascent by steps of decaying sup-norm size with projection onto the
 box instead of plain gradient steps on a clamped copy (which leave dead pixels); starts that fall
@@ -23,7 +23,7 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.functional.margin import class_margins, gamma_p_value, margin_to
-from modelaudit.functional.statistics import generalised_esd, grubbs
+from modelaudit.functional.statistics import MIN_CLASSES, generalised_esd, grubbs
 from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.scanners.mm_bd_paper_code import MmBdPaperCodeScanner
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from modelaudit.suspect import Suspect
 
 
-#: Fewest clean images of each class that say what margins it has by nature.
-MIN_NATURAL = 5
+#: Fewest rightly labelled clean images of each class that say what margins it has by nature. The
+#: largest of a few is so uncertain, and so small for a class that the model hardly knows, that in
+#: its units clean models show outliers (docs/scanners/mm_bd.md).
+MIN_NATURAL = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,20 +210,21 @@ def natural_margins(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor 
         num_classes: K.
 
     Returns:
-        None where a class has fewer than `MIN_NATURAL` images, or none with a positive margin.
+        None where fewer than `MIN_NATURAL` images of a class have a positive margin, that is, are
+        labelled rightly.
     """
-    if int(torch.bincount(labels, minlength=num_classes).min()) < MIN_NATURAL:
+    margins = class_margins(logits.double()).gather(1, labels.unsqueeze(1)).squeeze(1)
+    is_right = margins > 0
+    if int(torch.bincount(labels[is_right], minlength=num_classes).min()) < MIN_NATURAL:
         return None
-    margins = class_margins(logits.double())
-    largest = torch.stack([margins[labels == t, t].amax() for t in range(num_classes)])
-    return largest if bool((largest > 0).all()) else None
+    return torch.stack([margins[labels == t].amax() for t in range(num_classes)])
 
 
 class MmBdScanner(Scanner[MmBdConfig]):
     """Maximum margin outlier across classes; needs logits and input gradients, no images."""
 
     id = "mm_bd"
-    version = "1"
+    version = "2"
     family = "margin"
     summary = "outlier among the largest reachable class margins; data-free"
     reference = "[MMBD24] Alg. 1"
@@ -244,32 +247,44 @@ class MmBdScanner(Scanner[MmBdConfig]):
         config = self.config
         margins = maximum_margins(suspect, config, seed=context.seed, context=context)
         evidence: dict[str, Json] = {"margins": margins.tolist()}
-        if bool((margins <= 0).any()):
-            return Observation(
-                finding=Finding.NO_POWER,
-                per_class=tuple(margins.tolist()),
-                per_class_name="largest margin found (logits)",
-                evidence=evidence,
-                notes=("some class cannot be reached at all, so margins cannot be compared",),
-            )
-        evidence["gamma_p_value"] = gamma_p_value(margins)
-        evidence["raw_statistic"] = grubbs(margins.log()).statistic
+        reached = (margins > 0).nonzero().flatten()
+        missed = suspect.num_classes - len(reached)
+        # A backdoor so strong that the search for other classes ends in its target is still an
+        # outlier among the rest; where there is none, a class out of reach may be the target.
+        unreached = Observation(
+            finding=Finding.NO_POWER,
+            per_class=tuple(margins.tolist()),
+            per_class_name="largest margin found (logits)",
+            evidence=evidence,
+            notes=("some class cannot be reached at all, so margins cannot be compared",),
+        )
+        if missed > suspect.num_classes // 4 or len(reached) < MIN_CLASSES:
+            return unreached
+        evidence["gamma_p_value"] = gamma_p_value(margins[reached])
+        evidence["raw_statistic"] = grubbs(margins[reached].log()).statistic
         natural = natural_margins(context.profile.logits, clean.labels, suspect.num_classes)
         scores, unit = margins, "logits"
         if natural is not None:
             evidence["natural_margins"] = natural.tolist()
             scores, unit = margins / natural, "of a clean image's largest"
-        test = grubbs(scores.log())
+        compared = scores[reached].log()
+        test = grubbs(compared)
         finding = Finding.NONE
         if test.statistic >= config.strong:
             finding = Finding.STRONG
         elif test.statistic >= config.suspicious:
             finding = Finding.SUSPICIOUS
-        others = generalised_esd(scores.log(), alpha=0.05)
-        targets = tuple(sorted({test.index, *others})) if finding is not Finding.NONE else ()
+        if missed and finding is Finding.NONE:
+            return unreached
+        others = generalised_esd(compared, alpha=0.05)
+        outliers = reached[sorted({test.index, *others})].tolist()
+        targets = tuple(outliers) if finding is not Finding.NONE else ()
         pattern = None
         if targets:
             pattern = Pattern.SEVERAL if len(targets) > 1 else Pattern.ALL_TO_ONE
+        notes: tuple[str, ...] = ("blind to all-to-all backdoors: every class then has a trigger",)
+        if missed:
+            notes += (f"{missed} classes cannot be reached at all and are left out",)
         return Observation(
             finding=finding,
             pattern=pattern,
@@ -281,5 +296,5 @@ class MmBdScanner(Scanner[MmBdConfig]):
             per_class=tuple(scores.tolist()),
             per_class_name=f"largest margin found ({unit})",
             evidence=evidence,
-            notes=("blind to all-to-all backdoors: every class then has a trigger",),
+            notes=notes,
         )
