@@ -50,6 +50,28 @@ class RepairOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRecall:
+    """What two models make of the clean images of one class.
+
+    Attributes:
+        label: the class.
+        images: how many images have that label; without labels, how many the suspect gives it.
+        before: share of them that the suspect gives this label; 1 without labels.
+        after: share that the repaired model gives it.
+    """
+
+    label: int
+    images: int
+    before: float
+    after: float
+
+    @property
+    def loss(self) -> float:
+        """What the class has lost; negative where it has gained."""
+        return self.before - self.after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
     """Two models over the same clean images.
 
@@ -60,6 +82,7 @@ class Measurements:
         interval_before: two-sided 95 % Clopper-Pearson interval of `accuracy_before`.
         interval_after: that of `accuracy_after`.
         agreement: share that both predict alike.
+        recalls: of every class that has images, ascending.
     """
 
     images: int
@@ -68,6 +91,7 @@ class Measurements:
     interval_before: tuple[float, float] | None
     interval_after: tuple[float, float] | None
     agreement: float
+    recalls: tuple[ClassRecall, ...] = ()
 
     @property
     def accuracy_drop(self) -> float:
@@ -75,6 +99,11 @@ class Measurements:
         if self.accuracy_before is None or self.accuracy_after is None:
             return 1.0 - self.agreement
         return self.accuracy_before - self.accuracy_after
+
+    @property
+    def worst(self) -> ClassRecall | None:
+        """The class that lost most, the first of equals; None where nothing was counted."""
+        return max(self.recalls, key=lambda recall: recall.loss, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +113,17 @@ class Effect:
     Attributes:
         scanner: id of the scanner that found it.
         artefact: what it is, in words.
-        target: the output that it leads to; null for an all-to-all artefact.
+        target: the output that it leads to; null for one that leads each class somewhere else.
         images: clean images of other classes that it was tried on.
         share_before: share of them that goes to the target, or to the class that the artefact maps
             their own to.
         share_after: the same on the repaired model.
         interval_before: two-sided 95 % Clopper-Pearson interval of `share_before`.
         interval_after: that of `share_after`.
+        control_share: share of the same images that the repaired model sends there when other
+            channels are pushed as far; null where none was needed, since `share_after` is small
+            by itself.
+        is_of_rescan: whether the re-scan found the artefact, not the scan before.
     """
 
     scanner: str
@@ -101,6 +134,13 @@ class Effect:
     share_after: float
     interval_before: tuple[float, float]
     interval_after: tuple[float, float]
+    control_share: float | None = None
+    is_of_rescan: bool = False
+
+    @property
+    def share_beyond_control(self) -> float:
+        """What the artefact leads beyond what any such push does."""
+        return self.share_after - (self.control_share or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +188,17 @@ class RepairAttempt:
         id: the repair's id, with ``@variant`` if it is not the default.
         version: version of the method.
         failure: why it did nothing; the fields below are empty then.
+        goes_on_from: ids of the repairs, in order, that had been done to the model already; none if
+            it was given the suspect. Costs, accuracies and effects are against the suspect all the
+            same.
         pruned: (layer name, channel indices) of every layer with pruned channels.
         validation: on the images that the repair chose its amount on; it is biased by that choice.
         proof: on held-out clean images that the repair never saw.
-        effects: artefacts of the scan before, tried on both models.
+        effects: artefacts of both scans, tried on both models.
         after: the re-scan; null in a dry run.
+        explained: scanners whose finding in the re-scan is traces that lead nowhere.
+        verdict: what the re-scan, the explained findings and the artefacts say together; null in a
+            dry run.
         history: loss per epoch.
         details: what else the method reports.
         config: every field of the configuration; `config_set` names those that the user set.
@@ -165,11 +211,14 @@ class RepairAttempt:
     id: str
     version: str = ""
     failure: str = ""
+    goes_on_from: tuple[str, ...] = ()
     pruned: tuple[tuple[str, tuple[int, ...]], ...] = ()
     validation: Measurements | None = None
     proof: Measurements | None = None
     effects: tuple[Effect, ...] = ()
     after: ScanSummary | None = None
+    explained: tuple[str, ...] = ()
+    verdict: VerdictRecord | None = None
     history: tuple[float, ...] = ()
     details: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     config: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
@@ -183,6 +232,11 @@ class RepairAttempt:
     def pruned_neurons(self) -> int:
         """How many neurons were pruned."""
         return sum(len(indices) for _, indices in self.pruned)
+
+    @property
+    def chain(self) -> str:
+        """Ids of all repairs in this model, in order, in words."""
+        return ", then ".join((*self.goes_on_from, self.id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

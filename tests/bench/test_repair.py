@@ -57,6 +57,7 @@ def _components(monkeypatch: pytest.MonkeyPatch, seen: list[RepairData]) -> None
     install_only(
         monkeypatch,
         repair_class("prune_mbns", cut),
+        repair_class("prune_recover", leave, is_training=True),
         repair_class("finetune_noise", leave, is_training=True),
         repair_class("wreck", wreck, variants={"paper_code": repair_class("wreck", leave)}),
         repair_class("broken", broken),
@@ -275,9 +276,8 @@ def test_auto_repairs_what_is_accused_and_stops_when_the_rescan_is_clean(work: R
 
 
 def test_auto_leaves_a_clean_scan_alone(work: RepairWork, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_only(
-        monkeypatch, repair_class("prune_mbns", cut), repair_class("finetune_noise", leave)
-    )
+    others = [repair_class(id_, leave) for id_ in ("prune_recover", "finetune_noise")]
+    install_only(monkeypatch, repair_class("prune_mbns", cut), *others)
     (row,) = run(work, "auto", only=(CLEAN,))
     assert (row["outcome"], row["exit_status"], row["is_written"]) == ("not_needed", 0, False)
     assert (row["acc_after"], row["pruned"], row["attempts"]) == (row["acc_before"], 0, [])
@@ -309,6 +309,7 @@ def test_images_follow_from_what_a_method_does(work: RepairWork) -> None:
         "look_mixed": 500,
         "picky": 500,
         "prune_mbns": 500,
+        "prune_recover": 2500,
         "wreck": 500,
     }
     assert {m.images for m in replace(work, images=70).built()} == {70}
@@ -327,10 +328,10 @@ def test_digest_of_auto_follows_what_it_may_use(
     work: RepairWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (before,) = replace(work, methods=("auto",)).built()
-    noise = repair_class("finetune_noise", leave)
-    install_only(monkeypatch, repair_class("prune_mbns", cut), noise)
+    others = [repair_class(id_, leave) for id_ in ("prune_recover", "finetune_noise")]
+    install_only(monkeypatch, repair_class("prune_mbns", cut), *others)
     (same,) = replace(work, methods=("auto",)).built()
-    install_only(monkeypatch, repair_class("prune_mbns", cut, version="2"), noise)
+    install_only(monkeypatch, repair_class("prune_mbns", cut, version="2"), *others)
     (other,) = replace(work, methods=("auto",)).built()
     assert before.config_sha256 == same.config_sha256 != other.config_sha256
 

@@ -15,15 +15,11 @@ from modelaudit.engine import RepairRequest, ScanRequest, repair
 from modelaudit.errors import ConfigError, OutputError, TooFewImagesError
 from modelaudit.progress import NoProgress
 from modelaudit.repair_results import PriorScan, RepairOutcome
-from modelaudit.repairs import Change, Repair, RepairContext, RepairData, prune_mask
-from modelaudit.results import Finding, Pattern, Verdict
-from modelaudit.scanners import CleanImages, Observation, ScanContext
-from modelaudit.suspect import Suspect
+from modelaudit.results import Verdict
 from tests.helpers.engine import (
     FOLDERS,
     HALF,
     SIDE,
-    FakeConfig,
     install,
     nothing,
     scanner_class,
@@ -31,16 +27,14 @@ from tests.helpers.engine import (
     write_checkpoint,
     write_data,
 )
+from tests.helpers.fake_repairs import CHANNEL, LAYER, accusing, cut, leave, repair_class, wreck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from modelaudit.engine import Repaired
 
 PER_FOLDER = 30
-#: The channel that the fake scanner takes for a backdoor.
-LAYER, CHANNEL = "layer4.0.bn1", 2
 
 
 @pytest.fixture(scope="module")
@@ -64,64 +58,11 @@ def request(paths: tuple[Path, Path], **options: Any) -> RepairRequest:
     return RepairRequest(scan=scan, **options)
 
 
-def watch(suspect: Suspect, _clean: CleanImages, _context: ScanContext) -> Observation:
-    """Accuse class 1 as long as the channel acts."""
-    if float(suspect.module.get_submodule(LAYER).weight[CHANNEL].detach()) == 0.0:
-        return nothing(suspect, _clean, _context)
-    return Observation(
-        finding=Finding.STRONG,
-        pattern=Pattern.ALL_TO_ONE,
-        target_labels=(1,),
-        score=9.0,
-        threshold=1.0,
-        is_confirmed=True,
-        evidence={"flagged": 1, "push": [[LAYER, CHANNEL, 1e4]]},
-    )
-
-
-def repair_class(
-    id_: str, act: Callable[[Suspect, RepairData], Change], **declared: Any
-) -> type[Repair[FakeConfig]]:
-    """Return a repair that does `act`."""
-
-    def _repair(
-        self: Repair[FakeConfig], model: Suspect, data: RepairData, context: RepairContext
-    ) -> Change:
-        return act(model, data)
-
-    body = {
-        "id": id_,
-        "version": "1",
-        "summary": f"what {id_} does",
-        "reference": "[T00]",
-        "config_type": FakeConfig,
-        "_repair": _repair,
-        **declared,
-    }
-    return type(id_.title(), (Repair,), body)
-
-
-def cut(model: Suspect, _data: RepairData) -> Change:
-    mask = prune_mask(model, [(LAYER, CHANNEL)])
-    mask.apply(model.module)
-    return Change(mask=mask, notes=("cut it out",))
-
-
-def wreck(model: Suspect, _data: RepairData) -> Change:
-    with torch.no_grad():
-        model.module.get_submodule("linear").weight.zero_()
-    return Change()
-
-
-def leave(_model: Suspect, _data: RepairData) -> Change:
-    return Change()
-
-
 @pytest.fixture(autouse=True)
 def _components(monkeypatch: pytest.MonkeyPatch) -> None:
     install(
         monkeypatch,
-        scanner_class("watch", watch),
+        scanner_class("watch", accusing(1)),
         repair_class("cut", cut),
         repair_class("wreck", wreck),
         repair_class("leave", leave),

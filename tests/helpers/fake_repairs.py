@@ -80,7 +80,7 @@ def accusing(target: int) -> Callable[[Suspect, CleanImages, ScanContext], Obser
             score=9.0,
             threshold=1.0,
             is_confirmed=True,
-            evidence={"flagged": 1, "push": [[LAYER, CHANNEL, 1e4]]},
+            evidence={"traced": 1, "push": [[LAYER, CHANNEL, 1e4]]},
         )
 
     return watch

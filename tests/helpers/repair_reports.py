@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelaudit.engine.repaired import EncodedFile
 from modelaudit.repair_results import (
+    ClassRecall,
     Effect,
     Measurements,
     RepairAttempt,
@@ -32,6 +33,11 @@ MEASURED = Measurements(
     interval_before=(0.886, 0.961),
     interval_after=(0.873, 0.953),
     agreement=0.985,
+    recalls=(
+        ClassRecall(label=0, images=20, before=0.95, after=0.95),
+        ClassRecall(label=3, images=20, before=0.9, after=0.85),
+        ClassRecall(label=5, images=20, before=0.9, after=0.55),
+    ),
 )
 EFFECT = Effect(
     scanner="mbns",
@@ -50,8 +56,10 @@ TRIED = RepairAttempt(
     pruned=(("layer1.0.bn1", (2, 5)), ("layer4.1.bn2", tuple(range(30)))),
     validation=MEASURED,
     proof=MEASURED,
-    effects=(EFFECT, replace(EFFECT, target=None)),
+    effects=(EFFECT, replace(EFFECT, target=None, control_share=0.021, is_of_rescan=True)),
     after=ScanSummary.of(clean()),
+    explained=("mbns",),
+    verdict=clean().verdict,
     config={"max_channels": 50},
     config_set=("max_channels",),
     seed=7,

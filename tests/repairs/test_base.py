@@ -332,3 +332,37 @@ def test_a_model_with_tied_weights_is_copied_with_the_tie() -> None:
     copied = copy.copy(result.module)
     assert isinstance(copied, nn.Module)
     assert copied.get_submodule("again") is copied.get_submodule("conv2")
+
+
+def test_what_an_earlier_repair_pruned_stays_so() -> None:
+    suspect = models.suspect_of(models.tiny_bn())
+    data = repair_set(suspect)
+    mask = prune_mask(suspect, [("norm1", 1)])
+
+    def revives(model: Suspect) -> Change:
+        mask.apply(model.module)
+        with torch.no_grad():
+            model.module.get_submodule("norm1").get_parameter("bias")[1] = 0.1
+        return Change()
+
+    context = dataclasses.replace(repair_context(), pruned=mask)
+    with pytest.raises(RepairError, match="revived neurons that had been pruned before"):
+        scripted(revives).repair(suspect, data, context=context)
+    scripted(revives).repair(suspect, data, context=repair_context())
+
+
+def test_the_recall_of_every_class_is_measured() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2])
+    before, after = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 0, 0, 2, 1])
+    found = measure(before, after, labels, has_labels=True)
+    assert [(r.label, r.images) for r in found.recalls] == [(0, 3), (2, 2)]
+    assert [r.before for r in found.recalls] == pytest.approx([2 / 3, 1.0])
+    assert [r.after for r in found.recalls] == pytest.approx([1.0, 0.5])
+    assert found.worst == found.recalls[1]
+    # Without labels the suspect's predictions are what a class is.
+    own = measure(before, after, labels, has_labels=False)
+    assert [(r.label, r.images, r.before) for r in own.recalls] == [
+        (0, 2, 1.0),
+        (1, 1, 1.0),
+        (2, 2, 1.0),
+    ]

@@ -8,6 +8,7 @@ import torch
 from modelaudit.repairs import RepairData
 from modelaudit.repairs._carriers import (
     GONE,
+    Guard,
     Removal,
     Suspicion,
     pruning_costs,
@@ -51,12 +52,10 @@ def remove(
         ALL if candidates is None else candidates,
         suspicion,
         pruning_costs(suspect, data.images, batch_size=50),
-        data,
-        repair_context(),
+        Guard(suspect, data, repair_context(), max_drop=max_drop, max_images=10**6),
         pruned=pruned,
         step=step,
         max_neurons=max_neurons,
-        max_drop=max_drop,
         max_remaining=0.0,
         max_refused=max_refused,
     )

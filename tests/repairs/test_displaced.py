@@ -82,6 +82,8 @@ def test_the_displacement_is_the_mismatch_of_means_over_the_share_of_poisoned_im
     wanted = where.means["norm2"]
     assert int(wanted.isfinite().sum()) == 1
     assert float(wanted[3]) == pytest.approx(float(mean[3] + 6.0 * deviation[3]), rel=1e-3)
+    other = displacement(suspect, found, traced, poisoned_share=-0.1).means["norm2"]
+    assert float(other[3]) == pytest.approx(float(mean[3] - 6.0 * deviation[3]), rel=1e-3)
 
 
 def test_displaced_images_go_where_triggered_ones_do() -> None:

@@ -118,6 +118,15 @@ def test_the_triggers_channels_go_and_the_backdoor_with_it() -> None:
     assert 0 < result.pruned_neurons <= 12
 
 
+def test_it_ends_where_less_is_left_than_is_asked_for() -> None:
+    suspect = trained(is_backdoored=True)
+    clean = trained_clean_set(is_backdoored=True)
+    data = repair_set(suspect, images=clean.images, labels=clean.labels)
+    config = PruneMbnsConfig(max_remaining=1.0)
+    result = PruneMbnsRepair(config).repair(suspect, data, context=repair_context(suspect, data))
+    assert result.pruned == ()
+
+
 def test_a_clean_model_stays_as_it_is() -> None:
     suspect = trained(is_backdoored=False)
     clean = trained_clean_set(is_backdoored=False)
@@ -186,7 +195,7 @@ def test_a_model_without_running_statistics_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"poisoned_shares": ()}, {"poisoned_shares": (1.5,)}, {"traced": 30.0}, {"overshoot": 0.5}],
+    [{"poisoned_shares": ()}, {"poisoned_shares": (1.5,)}, {"traced": -1.0}, {"overshoot": 0.5}],
 )
 def test_settings_out_of_range_raise(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modelaudit.errors import RepairError
+from modelaudit.repairs import PruneMode, prune_mask
 from modelaudit.repairs._augment import Augmentation
 from modelaudit.repairs._training import (
     Objective,
@@ -73,6 +75,33 @@ class _Watch(Objective):
 
     def after_epoch(self) -> None:
         self.epochs += 1
+
+
+def test_what_was_pruned_before_stays_zero() -> None:
+    model = copy_of(tiny_suspect())
+    # Without gamma alone a channel has a gradient that would bring it back.
+    mask = prune_mask(model, [("norm1", 1), ("norm2", 3)], mode=PruneMode.OFFICIAL)
+    with torch.no_grad():
+        model.module.get_submodule("norm1").get_parameter("bias")[1] = 0.5
+    mask.apply(model.module)
+    train(
+        model,
+        tiny_data(),
+        dataclasses.replace(context_of(), pruned=mask),
+        schedule=Schedule(epochs=1, batch=40, rate=constant(0.05)),
+        objective=Objective(model, dtype=None),
+        augmentation=Augmentation(),
+        draws=torch.Generator().manual_seed(0),
+        name="test",
+        keep=None,
+    )
+    assert mask.holds(model.module)
+    free = copy_of(tiny_suspect())
+    with torch.no_grad():
+        free.module.get_submodule("norm1").get_parameter("bias")[1] = 0.5
+    mask.apply(free.module)
+    run(free, epochs=1)
+    assert not mask.holds(free.module)
 
 
 def test_batches_have_nearly_the_same_size() -> None:

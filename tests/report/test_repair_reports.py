@@ -77,9 +77,34 @@ def test_the_page_shows_cost_change_and_file() -> None:
 
 
 def test_no_verdict_is_cut_at_80_columns() -> None:
-    undecided = dataclasses.replace(TRIED, after=ScanSummary.of(inconclusive()))
+    scan = inconclusive()
+    undecided = dataclasses.replace(TRIED, after=ScanSummary.of(scan), verdict=scan.verdict)
     report = dataclasses.replace(repaired(), attempts=(undecided,))
     assert "inconclusive" in render_repair(report).split("Scanners before")[0]
+
+
+def test_the_page_shows_what_a_target_and_the_worst_class_lost() -> None:
+    text = " ".join(render_repair(repaired(), width=120).split())
+    assert "3 20 90.0% 85.0% named as target" in text
+    assert "5 20 90.0% 55.0% largest loss" in text
+    assert "0 20 95.0%" not in text
+
+
+def test_the_page_says_which_findings_are_traces_that_lead_nowhere() -> None:
+    text = " ".join(render_repair(repaired(), width=120).split())
+    assert "mbns after the repair: traces in statistics that the repair left as they were" in text
+    assert "2.1%" in text
+    other = dataclasses.replace(repaired(), attempts=(dataclasses.replace(TRIED, explained=()),))
+    assert "traces" not in render_repair(other, width=120)
+
+
+def test_a_step_that_goes_on_from_another_is_marked() -> None:
+    step = dataclasses.replace(TRIED, id="finetune_noise", goes_on_from=("prune_mbns",))
+    report = dataclasses.replace(repaired(), attempts=(TRIED, step))
+    assert "+ finetune_noise" in render_repair(report, width=120)
+    assert step.chain == "prune_mbns, then finetune_noise"
+    document = to_repair_document(report)
+    assert document["attempts"][1]["goes_on_from"] == ["prune_mbns"]  # type: ignore[call-overload, index]
 
 
 def test_a_hostile_name_stays_on_its_line() -> None:

@@ -242,7 +242,8 @@ def _auto_facts(report: RepairReport) -> dict[str, object]:
                 "pruned": tried.pruned_neurons,
                 "failure": tried.failure,
                 "drop": None if tried.proof is None else tried.proof.accuracy_drop,
-                "verdict_after": _verdict(tried.after),
+                "goes_on_from": list(tried.goes_on_from),
+                "verdict_after": None if tried.verdict is None else str(tried.verdict.verdict),
                 "seconds": tried.cost.seconds,
             }
             for tried in report.attempts

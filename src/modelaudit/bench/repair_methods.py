@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelaudit.bench.scan import method_sha256
 from modelaudit.engine.components import build_repair, build_scanners
-from modelaudit.engine.repair import AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_FLAGGED_SHARE
+from modelaudit.engine.repair import AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE
 from modelaudit.errors import ConfigError
 from modelaudit.registry import Registry
 
@@ -103,6 +103,6 @@ def _auto_sha256() -> str:
     record = {
         "scanners": {s.full_id: method_sha256(s) for s in build_scanners((), ())},
         "repairs": {r.full_id: method_sha256(r) for r in repairs},
-        "order": [AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_FLAGGED_SHARE],
+        "order": [AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE],
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modelaudit import architectures
-from modelaudit.engine.effects import effects, still_works
+from modelaudit.engine.effects import effects, noise_effects
+from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
 from modelaudit.engine.scan import audit, search_dtype
 from modelaudit.errors import UnmetNeedError
 from modelaudit.repair_results import RepairAttempt, ScanSummary
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from modelaudit.engine.repair_images import RepairImages
     from modelaudit.engine.request import RepairRequest
     from modelaudit.progress import Progress
-    from modelaudit.repairs import Repair, RepairedModel
-    from modelaudit.results import ScannerResult
+    from modelaudit.repairs import PruneMask, Repair, RepairData, RepairedModel
     from modelaudit.scanners.base import Scanner
 
 
@@ -39,30 +39,34 @@ class Attempt:
         record: for the report.
         tensors: the new weights under the file's names and in its dtypes; None if it did nothing.
         is_within_budget: whether the held-out images lose no more than the request allows.
+        suspect: the repaired model as it would be written, for a further repair to go on from.
+        mask: what has been pruned in it.
+        earlier: the attempts that it goes on from, the first one first.
     """
 
     record: RepairAttempt
     tensors: Mapping[str, Tensor] | None = None
     is_within_budget: bool = False
+    suspect: Suspect | None = None
+    mask: PruneMask | None = None
+    earlier: tuple[Attempt, ...] = ()
+
+    @property
+    def steps(self) -> tuple[RepairAttempt, ...]:
+        """The records of every repair in this model, in order."""
+        return (*(attempt.record for attempt in self.earlier), self.record)
 
     @property
     def is_clean(self) -> bool:
-        """Whether the re-scan is clean and no artefact found before still works."""
-        after = self.record.after
-        return (
-            after is not None
-            and after.verdict.verdict is Verdict.CLEAN
-            and not any(still_works(effect) for effect in self.record.effects)
-        )
+        """Whether re-scan and artefacts together say clean."""
+        verdict = self.record.verdict
+        return verdict is not None and verdict.verdict is Verdict.CLEAN
 
     @property
     def is_backdoored(self) -> bool:
-        """Whether the re-scan finds a backdoor, or an artefact found before still works."""
-        after = self.record.after
-        return after is not None and (
-            after.verdict.verdict is Verdict.BACKDOORED
-            or any(still_works(effect) for effect in self.record.effects)
-        )
+        """Whether re-scan and artefacts together say backdoored."""
+        verdict = self.record.verdict
+        return verdict is not None and verdict.verdict is Verdict.BACKDOORED
 
 
 def attempt(
@@ -71,21 +75,26 @@ def attempt(
     images: RepairImages,
     request: RepairRequest,
     *,
-    findings: Sequence[ScannerResult],
+    before: ScanSummary | None,
     scanners: Sequence[Scanner[Any]],
     progress: Progress,
     stopwatch: Stopwatch,
+    onto: Attempt | None = None,
 ) -> Attempt:
-    """Try one repair.
+    """Try one repair, on the suspect or on what another repair has made of it.
+
+    Everything is measured against the suspect, whatever came in between.
 
     Args:
         repair: a configured repair.
         opened: the suspect; it stays bit for bit what it is.
         images: what the repair may see, and what it may not.
         request: budget, seed, whether this is a dry run.
-        findings: of the scan before.
+        before: the scan of the suspect; None where nobody has scanned it.
         scanners: those of the re-scan.
         progress: where everything reports.
+        stopwatch: where the stages are booked.
+        onto: the attempt to go on from; what it pruned stays pruned, and what it cost counts.
         stopwatch: where the stages are booked.
 
     Returns:
@@ -93,15 +102,20 @@ def attempt(
         scanned again.
     """
     suspect = opened.suspect
+    start = suspect if onto is None or onto.suspect is None else onto.suspect
+    earlier = () if onto is None else (*onto.earlier, onto)
+    findings = () if before is None else before.scanners
     context = RepairContext(
-        findings=tuple(findings),
+        findings=findings,
         seed=request.scan.seed,
         progress=progress,
         max_accuracy_drop=request.max_accuracy_drop,
         search_dtype=search_dtype(suspect.device),
+        pruned=None if onto is None else onto.mask,
+        accuracy_before=None if onto is None else _accuracy(suspect, images.data),
     )
     try:
-        made = repair.repair(suspect, images.data, context=context)
+        made = repair.repair(start, images.data, context=context)
     except UnmetNeedError as err:
         failed = RepairAttempt(id=repair.full_id, version=repair.version, failure=str(err))
         return Attempt(record=failed)
@@ -117,27 +131,91 @@ def attempt(
     )
     record = replace(
         _record(made),
+        goes_on_from=tuple(attempt.record.id for attempt in earlier),
         proof=proof,
-        effects=effects(findings, suspect, after, images.proof, images.proof_labels),
+        effects=effects(
+            findings, suspect, after, images.proof, images.proof_labels, seed=request.scan.seed
+        ),
     )
     stopwatch.lap(f"measure {repair.id}")
-    if not request.is_dry_run:
-        report = audit(
-            replace(
-                opened,
-                suspect=after,
-                clean=replace(opened.clean, predictions=after.predict(opened.clean.images)),
-            ),
-            scanners,
-            request.scan,
-            progress=progress,
-            stopwatch=stopwatch,
+    if before is not None and not request.is_dry_run:
+        record = _scanned_again(
+            record, after, before, opened, images, request, scanners, progress, stopwatch
         )
-        record = replace(record, after=ScanSummary.of(report))
         stopwatch.lap(f"re-scan after {repair.id}")
     # Equal to the last bit of a float: a drop of exactly the budget is within it.
     is_within = proof.accuracy_drop <= request.max_accuracy_drop + 1e-9
-    return Attempt(record=record, tensors=tensors, is_within_budget=is_within)
+    return Attempt(
+        record=record,
+        tensors=tensors,
+        is_within_budget=is_within,
+        suspect=after,
+        mask=_mask(made, onto),
+        earlier=earlier,
+    )
+
+
+def _scanned_again(
+    record: RepairAttempt,
+    after: Suspect,
+    before: ScanSummary,
+    opened: Opened,
+    images: RepairImages,
+    request: RepairRequest,
+    scanners: Sequence[Scanner[Any]],
+    progress: Progress,
+    stopwatch: Stopwatch,
+) -> RepairAttempt:
+    """Scan the repaired model, try what that finds on both models, and judge everything."""
+    suspect = opened.suspect
+    repaired = replace(
+        opened,
+        suspect=after,
+        clean=replace(opened.clean, predictions=after.predict(opened.clean.images)),
+    )
+    report = audit(repaired, scanners, request.scan, progress=progress, stopwatch=stopwatch)
+    summary = ScanSummary.of(report)
+    tried = (
+        *record.effects,
+        *effects(
+            report.scanners,
+            suspect,
+            after,
+            images.proof,
+            images.proof_labels,
+            seed=request.scan.seed,
+            is_of_rescan=True,
+        ),
+        *noise_effects(before.scanners, report.scanners, opened.clean),
+    )
+    explained = explained_traces(
+        before,
+        summary,
+        tried,
+        are_statistics_kept=keeps_statistics(suspect.module, after.module),
+    )
+    return replace(
+        record,
+        effects=tried,
+        after=summary,
+        explained=explained,
+        verdict=read_rescan(summary, tried, explained, repaired, request.scan),
+    )
+
+
+def _accuracy(suspect: Suspect, data: RepairData) -> float:
+    predictions = suspect.predict(data.images[data.validation])
+    return float((predictions == data.labels[data.validation]).double().mean())
+
+
+def _mask(made: RepairedModel, onto: Attempt | None) -> PruneMask | None:
+    """Return what has been pruned in a model altogether; a repair that goes on knows of it."""
+    earlier = None if onto is None else onto.mask
+    if made.mask is None or earlier is None:
+        return made.mask or earlier
+    return (
+        made.mask if set(earlier.neurons) <= set(made.mask.neurons) else earlier.joined(made.mask)
+    )
 
 
 def as_in_file(module: nn.Module, opened: Opened) -> dict[str, Tensor]:

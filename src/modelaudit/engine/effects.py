@@ -1,8 +1,8 @@
 """What a scanner's artefact does before and after a repair.
 
 A re-scan looks for a backdoor anew, and a repair that trains re-estimates the very statistics that
-some scanners read. The artefact that was found before is a more direct witness: it is tried on both
-models.
+some scanners read, while one that prunes leaves them as they were. What the traces in them lead to
+is a more direct witness: it is tried on both models (docs/adr/0010-re-scan-after-a-repair.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
-from modelaudit.results import Pattern
+from modelaudit.seeds import generator
 from modelaudit.suspect import SiteEdit
 
 if TYPE_CHECKING:
@@ -22,10 +22,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelaudit.results import Json, ScannerResult
+    from modelaudit.scanners import CleanImages
     from modelaudit.suspect import Suspect
 
 #: Share of the images from which an artefact still works, by its lower bound (§0.4).
 WORKS_FROM = 0.5
+#: Share of the images, beyond that of its controls, up to which an artefact leads nowhere.
+NOWHERE_UP_TO = 0.1
+#: Random sets of other channels that a push is compared with.
+CONTROL_SETS = 5
+
+#: Family of the scanners whose noise is an artefact.
+NOISE_FAMILY = "parameter_noise"
+
+#: (layer, channel, amount added to the layer's input)
+_Push = list[tuple[str, int, float]]
 
 
 def effects(
@@ -35,17 +46,23 @@ def effects(
     images: Tensor,
     labels: Tensor,
     *,
+    seed: int,
+    is_of_rescan: bool = False,
     batch_size: int = 256,
 ) -> tuple[Effect, ...]:
-    """Try every artefact of the scan before on both models.
+    """Try every artefact of a scan on both models.
 
     Args:
-        results: of the scan before. Those with ``evidence["push"]`` (layer, channel, amount) have
-            an artefact: the amount added to the inputs of BatchNorm channels.
+        results: of the scan before, or of the re-scan. Those with ``evidence["push"]`` (layer,
+            channel, amount) have an artefact: the amount added to the inputs of BatchNorm channels.
+            It leads to the result's target, or, where none is named, each class to where
+            ``evidence["arrows"]`` say.
         before: the suspect.
         after: the repaired model.
         images: held-out clean images.
         labels: ``(N,)`` int64.
+        seed: the run's seed, which draws the controls.
+        is_of_rescan: whether `results` are the re-scan's.
         batch_size: images computed together.
 
     Returns:
@@ -55,28 +72,72 @@ def effects(
     for result in results:
         push = _push(result.evidence)
         target = result.target_labels[0] if result.target_labels else None
-        if not push or (target is None and result.pattern is not Pattern.ALL_TO_ALL):
-            continue
         goals = _goals(result, labels, target)
-        counted = goals != labels
-        counted &= goals >= 0
+        counted = (goals != labels) & (goals >= 0)
         trials = int(counted.sum())
-        if not trials:
+        if not push or not trials:
             continue
-        hits = [
-            _hits(model, push, images[counted], goals[counted], batch_size=batch_size)
-            for model in (before, after)
-        ]
+        shown, wanted = images[counted], goals[counted]
+        hits = [_hits(m, push, shown, wanted, batch_size=batch_size) for m in (before, after)]
+        control = None
+        if hits[1] > NOWHERE_UP_TO * trials:
+            draws = generator(seed, "effects", result.id, str(is_of_rescan))
+            sets = [_control(after, push, draws) for _ in range(CONTROL_SETS)]
+            count = sum(_hits(after, s, shown, wanted, batch_size=batch_size) for s in sets)
+            control = count / (CONTROL_SETS * trials)
+        where = "are still off" if is_of_rescan else "the backdoor had them"
         found.append(
             Effect(
                 scanner=result.id,
-                artefact=f"{len(push)} channels pushed to where the backdoor had them",
+                artefact=f"{len(push)} channels pushed to where {where}",
                 target=target,
                 images=trials,
                 share_before=hits[0] / trials,
                 share_after=hits[1] / trials,
                 interval_before=clopper_pearson(hits[0], trials),
                 interval_after=clopper_pearson(hits[1], trials),
+                control_share=control,
+                is_of_rescan=is_of_rescan,
+            )
+        )
+    return tuple(found)
+
+
+def noise_effects(
+    before: Sequence[ScannerResult], after: Sequence[ScannerResult], clean: CleanImages
+) -> tuple[Effect, ...]:
+    """Return what neuron noise did to the target that it named before, as both scans measured it.
+
+    Nothing is run again: the shares of both scans are compared. The largest share that another
+    class has after the repair is the control, as in the scanner's own score.
+
+    Args:
+        before: results of the scan before.
+        after: results of the re-scan.
+        clean: the clean set of both, whose held-out part they judged.
+    """
+    again = {result.id: result for result in after if result.family == NOISE_FAMILY}
+    judged = clean.labels[clean.judge]
+    found = []
+    for result in before:
+        later = again.get(result.id)
+        if later is None or not (result.target_labels and result.per_class and later.per_class):
+            continue
+        target = result.target_labels[0]
+        shares = result.per_class[target], later.per_class[target]
+        trials = int((judged != target).sum())
+        counts = [round(share * trials) for share in shares]
+        found.append(
+            Effect(
+                scanner=result.id,
+                artefact="noise on every neuron, searched anew in each model",
+                target=target,
+                images=trials,
+                share_before=shares[0],
+                share_after=shares[1],
+                interval_before=clopper_pearson(counts[0], trials),
+                interval_after=clopper_pearson(counts[1], trials),
+                control_share=max(s for c, s in enumerate(later.per_class) if c != target),
             )
         )
     return tuple(found)
@@ -87,7 +148,12 @@ def still_works(effect: Effect) -> bool:
     return effect.interval_after[0] > WORKS_FROM
 
 
-def _push(evidence: Mapping[str, Json]) -> list[tuple[str, int, float]]:
+def leads_nowhere(effect: Effect) -> bool:
+    """Whether the artefact leads hardly more images there than any such push does."""
+    return effect.share_beyond_control <= NOWHERE_UP_TO
+
+
+def _push(evidence: Mapping[str, Json]) -> _Push:
     rows = evidence.get("push")
     if not isinstance(rows, list | tuple):
         return []
@@ -104,14 +170,29 @@ def _goals(result: ScannerResult, labels: Tensor, target: int | None) -> Tensor:
     return torch.tensor([int(a) for a in arrows], dtype=torch.int64)[labels]  # type: ignore[arg-type]
 
 
-def _hits(
-    model: Suspect,
-    push: Sequence[tuple[str, int, float]],
-    images: Tensor,
-    goals: Tensor,
-    *,
-    batch_size: int,
-) -> int:
+def _control(model: Suspect, push: _Push, draws: torch.Generator) -> _Push:
+    """Draw other channels of the same layers, pushed as far in deviations, either way."""
+    sites = {site.name: site for site in model.sites}
+    by_layer: dict[str, dict[int, float]] = {}
+    for name, index, amount in push:
+        by_layer.setdefault(name, {})[index] = amount
+    drawn: _Push = []
+    for name, amounts in by_layer.items():
+        if not sites[name].has_statistics:
+            continue
+        deviation = model.statistics(sites[name])[1].sqrt().clamp_min(1e-12).tolist()
+        others = [k for k in range(sites[name].channels) if k not in amounts]
+        order = torch.randperm(len(others), generator=draws).tolist()
+        signs = (torch.randint(2, (len(amounts),), generator=draws) * 2 - 1).tolist()
+        # A layer with fewer other channels gives a smaller control, and so a stricter one.
+        for place, (index, amount), sign in zip(order, amounts.items(), signs, strict=False):
+            channel = others[place]
+            units = abs(amount) / deviation[index]
+            drawn.append((name, channel, sign * units * deviation[channel]))
+    return drawn
+
+
+def _hits(model: Suspect, push: _Push, images: Tensor, goals: Tensor, *, batch_size: int) -> int:
     channels = {site.name: site.channels for site in model.sites}
     amounts: dict[str, Tensor] = {}
     for name, index, amount in push:

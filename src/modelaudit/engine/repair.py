@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from modelaudit.checkpoint.write import check_can_keep_format
 from modelaudit.engine.attempt import attempt
 from modelaudit.engine.components import build_repair, build_scanners
+from modelaudit.engine.effects import leads_nowhere
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.repair_images import repair_images
 from modelaudit.engine.repaired import Repaired
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
     from modelaudit.repairs import Repair
     from modelaudit.scanners.base import Scanner
 
-#: ``auto`` prunes first when the channels that `mbns` flags are at most this share of all.
-MAX_FLAGGED_SHARE = 0.05
-#: What ``auto`` tries, training-free first, and without BatchNorm statistics to prune by.
-AUTO_PRUNE_FIRST = ("prune_mbns", "finetune_noise")
+#: ``auto`` prunes first when `mbns` finds traces in at most this share of all channels: a backdoor
+#: leaves some in every layer behind it, other training data in nearly every channel.
+MAX_TRACED_SHARE = 0.5
+#: What ``auto`` tries, training-free first, and without BatchNorm statistics to prune by. What does
+#: not start afresh goes on from the latest model that was pruned.
+AUTO_PRUNE_FIRST = ("prune_mbns", "prune_recover", "finetune_noise")
 AUTO_TRAIN = ("finetune_noise",)
 
 EXIT_STATUS = {
@@ -46,9 +49,10 @@ EXIT_STATUS = {
 def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
     """Repair one checkpoint.
 
-    ``auto`` scans first, tries what the findings call for, and stops at the first repair whose
-    re-scan is clean within the accuracy budget; a named method is tried alone. Whatever is found
-    here is measured on clean images: it is never said that a backdoor is gone.
+    ``auto`` scans first, prunes where the findings point at few channels, trains the pruned model
+    where that is not enough, and stops as soon as a re-scan is clean within the accuracy budget; a
+    named method is tried alone. Whatever is found here is measured on clean images: it is never
+    said that a backdoor is gone.
 
     Args:
         request: what to repair and how.
@@ -101,10 +105,11 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
                 opened,
                 images,
                 request,
-                findings=before.scanners,
+                before=before,
                 scanners=scanners,
                 progress=progress,
                 stopwatch=stopwatch,
+                onto=None if tried.starts_afresh else _basis(attempts),
             )
         )
         if attempts[-1].is_clean and attempts[-1].is_within_budget:
@@ -140,12 +145,18 @@ def _auto(request: RepairRequest, opened: Opened, before: ScanSummary) -> Iterat
     accusing = [r for r in before.scanners if r.finding in {Finding.STRONG, Finding.SUSPICIOUS}]
     if before.verdict.verdict is Verdict.CLEAN or not accusing:
         return
-    flagged = next((r.evidence.get("flagged") for r in accusing if r.id == "mbns"), None)
+    traced = next((r.evidence.get("traced") for r in accusing if r.id == "mbns"), None)
     neurons = sum(site.channels for site in opened.suspect.sites)
-    is_few = isinstance(flagged, int) and flagged <= MAX_FLAGGED_SHARE * neurons
+    is_few = isinstance(traced, int) and traced <= MAX_TRACED_SHARE * neurons
     for id_ in AUTO_PRUNE_FIRST if is_few else AUTO_TRAIN:
         own = [setting for setting in request.settings if setting[0].split("@")[0] == id_]
         yield build_repair(id_, own)
+
+
+def _basis(attempts: Sequence[Attempt]) -> Attempt | None:
+    """Return what the next repair goes on from: the latest model pruned within the budget."""
+    pruned = (a for a in reversed(attempts) if a.mask is not None and a.is_within_budget)
+    return next(pruned, None)
 
 
 def _conclude(
@@ -180,18 +191,20 @@ def _conclude(
 
 
 def _choose(attempts: Sequence[Attempt], *, is_forced: bool) -> Attempt | None:
-    """Return the best attempt that may be written: clean, then not backdoored, then the cheapest.
+    """Return the best attempt that may be written.
 
-    Order: within budget, re-scan clean, re-scan not backdoored, least accuracy lost.
+    Order: within budget, re-scan clean, not backdoored, no artefact that leads anywhere, least
+    accuracy lost.
     """
     allowed = [a for a in attempts if a.tensors is not None and (a.is_within_budget or is_forced)]
 
-    def rank(a: Attempt) -> tuple[bool, bool, bool, float]:
+    def rank(a: Attempt) -> tuple[bool, bool, bool, bool, float]:
         assert a.record.proof is not None
         return (
             not a.is_within_budget,
             not a.is_clean,
             a.is_backdoored,
+            not all(leads_nowhere(effect) for effect in a.record.effects),
             a.record.proof.accuracy_drop,
         )
 
@@ -225,7 +238,7 @@ def _words(
         return _refusal(attempts, request)
     proof = chosen.record.proof
     assert proof is not None
-    name = chosen.record.id
+    name = chosen.record.chain
     verb = "costs" if proof.accuracy_drop >= 0 else "gains"
     what = "accuracy" if proof.accuracy_before is not None else "agreement with the suspect"
     points = f"{100 * abs(proof.accuracy_drop):.1f} points"
@@ -237,23 +250,29 @@ def _words(
         return (
             RepairOutcome.REPAIRED,
             "MA-R003",
-            f"{lost}{over}; the re-scan is clean and what was found before has lost its effect",
+            f"{lost}{over}; the re-scan is clean and what was found before leads nowhere",
             "a clean re-scan is evidence, not proof: see docs/security-model.md",
         )
     if chosen.is_backdoored:
         return (
             RepairOutcome.STILL_BACKDOORED,
             "MA-R101",
-            f"{lost}{over}; the repaired model still shows a backdoor",
+            f"{lost}{over}; the repaired model still shows a backdoor{_of(chosen)}",
             "try another method, or more clean images; keep both models out of the registry",
         )
-    assert chosen.record.after is not None
+    judged = chosen.record.verdict
+    assert judged is not None
     return (
         RepairOutcome.INCONCLUSIVE,
         "MA-R503",
-        f"{lost}{over}; the re-scan reaches no verdict: {chosen.record.after.verdict.reason}",
+        f"{lost}{over}; the re-scan reaches no verdict: {judged.reason}",
         "settle the re-scan before you use the model",
     )
+
+
+def _of(chosen: Attempt) -> str:
+    verdict = chosen.record.verdict
+    return "" if verdict is None or not verdict.reason else f": {verdict.reason}"
 
 
 def _refusal(
@@ -268,7 +287,7 @@ def _refusal(
             f"no repair could be tried: {'; '.join(failures)}",
             "give what is missing, or name another method",
         )
-    shown = "; ".join(f"{r.id} loses {r.proof.accuracy_drop:.1%}" for r in measured if r.proof)
+    shown = "; ".join(f"{r.chain} loses {r.proof.accuracy_drop:.1%}" for r in measured if r.proof)
     return (
         RepairOutcome.NOT_WRITTEN,
         "MA-R505",
@@ -290,15 +309,24 @@ def _total(base: RepairReport, records: Sequence[Any], stopwatch: Stopwatch) -> 
 
 
 def _provenance(report: RepairReport, chosen: Attempt) -> dict[str, object]:
-    """Return what the written file says of itself."""
+    """Return what the written file says of itself: every repair in it, in order."""
+    last = chosen.record
     return {
         "input_sha256": report.suspect.sha256,
-        "method": chosen.record.id,
-        "version": chosen.record.version,
-        "config": {
-            k: list(v) if isinstance(v, tuple) else v for k, v in chosen.record.config.items()
-        },
+        "method": last.chain,
+        "steps": [
+            {
+                "method": step.id,
+                "version": step.version,
+                "config": {
+                    k: list(v) if isinstance(v, tuple) else v for k, v in step.config.items()
+                },
+                "seed": step.seed,
+                "pruned_neurons": step.pruned_neurons,
+            }
+            for step in chosen.steps
+        ],
         "seed": report.seed,
-        "pruned_neurons": chosen.record.pruned_neurons,
+        "pruned_neurons": sum(step.pruned_neurons for step in chosen.steps),
         "versions": dict(report.versions),
     }

@@ -12,9 +12,14 @@ predictions the first order all but vanishes. Neurons with the largest benefit f
 first, a few at a time; then the benefit is computed again, since what is left matters in another
 way. A neuron that turns out to be needed stays, and the next best takes its place.
 
+Gradients are cheap, since few images are suspicious; accuracies are not. So neurons are chosen
+some rounds ahead, and only then is the accuracy asked; where it says no, a quarter of the choice is
+taken, or a quarter of that. Taking as many as it just allows would spend all of it at once, on
+neurons that the next look at the benefits might not choose.
+
 Asking the validation images about one choice after another soon fits the choice to them: on 100
 images, neurons whose removal happens to change no answer of theirs cost points elsewhere. So the
-accuracy is guarded on all clean images, which train nothing here; the validation images alone only
+accuracy is guarded on many clean images, which train nothing here; the validation images alone only
 save the time for the rest where they already say no.
 """
 
@@ -29,6 +34,7 @@ import torch.nn.functional as F
 from modelaudit.repairs._amount import ROUNDING, accuracy_without
 from modelaudit.repairs._gates import gate_gradients
 from modelaudit.scanners._channels import prune_edits
+from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,6 +50,10 @@ if TYPE_CHECKING:
 
 #: How a removal ends that has reached its aim.
 GONE = "the suspicious predictions are gone"
+_EXHAUSTED = "no candidate is left"
+
+#: Rounds of neurons that are chosen before the accuracy is asked.
+_ROUNDS_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +78,7 @@ class Removal:
     Attributes:
         neurons: in the order in which they were chosen.
         rounds: (neurons pruned, share of suspicious images that keep their suspicious prediction,
-            accuracy on all clean images), from none on.
+            accuracy on the guarding images) whenever the accuracy was asked, from none on.
         stop: why it ended there, in words.
         refused: how many neurons turned out to be needed.
     """
@@ -87,20 +97,23 @@ class Removal:
         }
 
 
-def pruning_costs(model: Suspect, images: Tensor, *, batch_size: int) -> Tensor:
+def pruning_costs(
+    model: Suspect, images: Tensor, *, batch_size: int, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return each neuron's cost, ``(D_total,)`` float64: nats per image, not negative.
 
     Args:
         model: the copy, in eval mode.
         images: clean images; labels are not needed.
         batch_size: images computed together.
+        dtype: of convolutions; None is float32.
     """
-    own = model.predict(images, batch_size=batch_size).to(model.device)
 
-    def loss(logits: Tensor, rows: Tensor) -> Tensor:
-        return F.cross_entropy(logits, own[rows], reduction="none")
+    def loss(logits: Tensor, _rows: Tensor) -> Tensor:
+        return F.cross_entropy(logits, logits.detach().argmax(1), reduction="none")
 
-    _, squares = gate_gradients(model, images, loss, batch_size=batch_size)
+    with model.autocast(dtype):
+        _, squares = gate_gradients(model, images, loss, batch_size=batch_size)
     return 0.5 * squares
 
 
@@ -109,15 +122,14 @@ def remove_carriers(
     candidates: Sequence[Neuron],
     suspicion: Suspicion,
     costs: Tensor,
-    data: RepairData,
-    context: RepairContext,
+    guard: Guard,
     *,
     pruned: Sequence[Neuron] = (),
     step: int,
     max_neurons: int,
-    max_drop: float,
     max_remaining: float,
     max_refused: int,
+    dtype: torch.dtype | None = None,
 ) -> Removal:
     """Choose neurons until the suspicious predictions are gone or the accuracy forbids more.
 
@@ -126,58 +138,119 @@ def remove_carriers(
         candidates: neurons that may go.
         suspicion: whose predictions are to change.
         costs: of `pruning_costs`.
-        data: the clean images, which guard the accuracy.
-        context: limits; the smaller of its budget and `max_drop` counts.
-        pruned: neurons that are gone already; the result begins with them.
+        guard: says what the accuracy allows.
+        pruned: neurons that are gone already, and that the guard allowed; the result begins with
+            them.
         step: neurons per round.
         max_neurons: most neurons that may go, those included.
-        max_drop: largest drop of the accuracy on all clean images, a fraction.
         max_remaining: share of suspicious images that may keep their prediction.
         max_refused: how many neurons may turn out to be needed before it gives up.
+        dtype: of convolutions in gradients; None is float32.
     """
-    index = {
-        n: i for i, n in enumerate((s.name, k) for s in model.sites for k in range(s.channels))
-    }
-    allowed = torch.zeros(len(index), dtype=torch.bool)
-    allowed[[index[neuron] for neuron in candidates]] = True
-    allowed[[index[neuron] for neuron in pruned]] = False
-    names = list(index)
-    # A neuron without any cost is no infinite bargain: half of all cost less than the median.
-    scale = costs + costs.median().clamp_min(torch.finfo(torch.float64).tiny)
-    guard = _Guard(model, data, context, pruned=pruned, max_drop=max_drop)
+    search = _Search(
+        model, candidates, suspicion, costs, step=step, max_remaining=max_remaining, dtype=dtype
+    )
     chosen = [*pruned]
-    rounds: list[tuple[int, float, float]] = []
-    stop, refused = "no candidate is left", 0
+    benefits, remaining = search.look(chosen)
+    rounds = [(len(chosen), remaining, guard.accuracy)]
+    refused = 0
     while True:
-        if not rounds or rounds[-1][0] < len(chosen):
-            benefits, remaining = _benefits(model, chosen, suspicion)
+        path, ahead, stop = search.ahead(chosen, benefits, remaining, max_neurons=max_neurons)
+        if not path:
+            break
+        held = guard.cut(chosen, path)
+        chosen += path[:held]
+        if held == 0:
+            # Clean images need this one: it stays, and the next best takes its place.
+            search.keep(path[0])
+            refused += 1
+        else:
+            benefits, remaining = ahead if held == len(path) else search.look(chosen)
             rounds.append((len(chosen), remaining, guard.accuracy))
-        if rounds[-1][1] <= max_remaining:
-            stop = GONE
-            break
-        worth = torch.where(allowed & (benefits > 0), benefits / scale, -torch.inf)
-        order = worth.argsort(descending=True, stable=True)[: min(step, max_neurons - len(chosen))]
-        more = [names[i] for i in order.tolist() if worth[i] > 0]
-        if not more:
-            break
-        holds = guard.holds([*chosen, *more])
-        while not holds and len(more) > 1:
-            more = more[: max(1, len(more) // 4)]
-            holds = guard.holds([*chosen, *more])
-        allowed[[index[neuron] for neuron in more]] = False
-        if holds:
-            chosen += more
-            continue
-        # Clean images need this one: it stays, and the next best takes its place.
-        refused += 1
         if refused > max_refused:
-            stop = "the accuracy allows no more"
+            stop = GONE if remaining <= max_remaining else "the accuracy allows no more"
+            break
+        if held == len(path) and stop:
             break
     return Removal(neurons=tuple(chosen), rounds=tuple(rounds), stop=stop, refused=refused)
 
 
-class _Guard:
-    """Says whether the accuracy allows to prune neurons."""
+class _Search:
+    """Chooses neurons by their benefit for their cost, whatever the accuracy says."""
+
+    def __init__(
+        self,
+        model: Suspect,
+        candidates: Sequence[Neuron],
+        suspicion: Suspicion,
+        costs: Tensor,
+        *,
+        step: int,
+        max_remaining: float,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.model = model
+        self.suspicion = suspicion
+        self.step = step
+        self.max_remaining = max_remaining
+        self.dtype = dtype
+        self.names = [(s.name, k) for s in model.sites for k in range(s.channels)]
+        self.index = {neuron: i for i, neuron in enumerate(self.names)}
+        self.allowed = torch.zeros(len(self.names), dtype=torch.bool)
+        self.allowed[[self.index[neuron] for neuron in candidates]] = True
+        # A neuron without any cost is no infinite bargain: half of all cost less than the median.
+        self.scale = costs + costs.median().clamp_min(torch.finfo(torch.float64).tiny)
+
+    def keep(self, neuron: Neuron) -> None:
+        """Never choose `neuron`."""
+        self.allowed[self.index[neuron]] = False
+
+    def look(self, pruned: Sequence[Neuron]) -> tuple[Tensor, float]:
+        """Return every neuron's benefit, and the share of images with their prediction."""
+        return _benefits(self.model, pruned, self.suspicion, dtype=self.dtype)
+
+    def ahead(
+        self, chosen: Sequence[Neuron], benefits: Tensor, remaining: float, *, max_neurons: int
+    ) -> tuple[list[Neuron], tuple[Tensor, float], str]:
+        """Choose neurons for some rounds.
+
+        Returns:
+            They, most worth first; what `look` says without them; why there will be no further
+            round, or an empty text.
+        """
+        path: list[Neuron] = []
+        for _ in range(_ROUNDS_AHEAD):
+            if remaining <= self.max_remaining:
+                return path, (benefits, remaining), GONE
+            more = self._best(benefits, {*chosen, *path})
+            more = more[: max(0, max_neurons - len(chosen) - len(path))]
+            if not more:
+                return path, (benefits, remaining), _EXHAUSTED
+            path += more
+            benefits, remaining = self.look([*chosen, *path])
+        return path, (benefits, remaining), GONE if remaining <= self.max_remaining else ""
+
+    def _best(self, benefits: Tensor, gone: set[Neuron]) -> list[Neuron]:
+        allowed = self.allowed & (benefits > 0)
+        allowed[[self.index[neuron] for neuron in gone]] = False
+        worth = torch.where(allowed, benefits / self.scale, -torch.inf)
+        order = worth.argsort(descending=True, stable=True)[: self.step]
+        return [self.names[i] for i in order.tolist() if worth[i] > 0]
+
+
+class Guard:
+    """Says whether the accuracy allows to prune neurons.
+
+    Args:
+        model: the copy, in eval mode.
+        data: the clean images.
+        context: limits; the smaller of its budget and `max_drop` counts.
+        max_drop: largest drop of the accuracy, a fraction.
+        max_images: most images that are asked; validation images first.
+
+    Attributes:
+        accuracy: over the guarding images, under what was last allowed.
+    """
 
     def __init__(
         self,
@@ -185,24 +258,40 @@ class _Guard:
         data: RepairData,
         context: RepairContext,
         *,
-        pruned: Sequence[Neuron],
         max_drop: float,
+        max_images: int,
     ) -> None:
         self.model = model
         self.data = data
         self.context = context
-        self.everything = torch.cat([data.validation, data.work]).unique()
+        rest = data.work[~torch.isin(data.work, data.validation)]
+        draws = generator(context.seed, "repair", "guard")
+        rest = rest[torch.randperm(len(rest), generator=draws)]
+        self.everything = torch.cat([data.validation, rest])[:max_images]
         allowed = min(max_drop, context.max_accuracy_drop)
+        self.accuracy = self._on((), self.everything)
+        self.floor = self.accuracy - allowed - ROUNDING
         # One image of a small part says nothing: all images together decide.
-        quick = max(allowed, 1 / len(data.validation))
-        self.quick_floor = self._on((), data.validation) - quick - ROUNDING
-        self.floor = self._on((), self.everything) - allowed - ROUNDING
-        #: of all images under what was last accepted
-        self.accuracy = self._on(pruned, self.everything)
+        self.quick = self.everything[: len(data.validation)]
+        self.is_quick_useful = len(self.quick) < len(self.everything)
+        quick = max(allowed, 1 / len(self.quick))
+        self.quick_floor = self._on((), self.quick) - quick - ROUNDING
+
+    def cut(self, pruned: Sequence[Neuron], path: Sequence[Neuron]) -> int:
+        """Return how many of `path`, from its front, are to go beside `pruned`.
+
+        All of them, or a quarter of that, and so on; 0 if not even the first may go.
+        """
+        count = len(path)
+        while not self.holds([*pruned, *path[:count]]):
+            if count == 1:
+                return 0
+            count = max(1, count // 4)
+        return count
 
     def holds(self, neurons: Sequence[Neuron]) -> bool:
-        """Return whether all images together keep their accuracy."""
-        if self._on(neurons, self.data.validation) < self.quick_floor:
+        """Return whether all guarding images together keep their accuracy."""
+        if self.is_quick_useful and self._on(neurons, self.quick) < self.quick_floor:
             return False
         seen = self._on(neurons, self.everything)
         if seen < self.floor:
@@ -215,7 +304,11 @@ class _Guard:
 
 
 def _benefits(
-    model: Suspect, pruned: Sequence[Neuron], suspicion: Suspicion
+    model: Suspect,
+    pruned: Sequence[Neuron],
+    suspicion: Suspicion,
+    *,
+    dtype: torch.dtype | None,
 ) -> tuple[Tensor, float]:
     """Return every neuron's benefit, and the share of images with their suspicious prediction."""
     targets = suspicion.targets.to(model.device)
@@ -227,7 +320,11 @@ def _benefits(
         own = logits.gather(1, wanted).squeeze(1)
         return own - logits.scatter(1, wanted, -torch.inf).logsumexp(1)
 
-    with model.edited(prune_edits(model, pruned)), suspicion.state():
+    with (
+        model.edited(prune_edits(model, pruned)),
+        suspicion.state(),
+        model.autocast(dtype),
+    ):
         benefits, _ = gate_gradients(
             model, suspicion.images, margin, batch_size=len(suspicion.images)
         )

@@ -51,7 +51,8 @@ def displacement(
         model: the copy, whose running means these are.
         found: divergences with the shifts that they rest on.
         traced: channels that carry a trace, ``(D_total,)`` bool.
-        poisoned_share: r, the assumed share of poisoned images, in (0, 1].
+        poisoned_share: r, the assumed share of poisoned images, in (0, 1]; or its negative, for
+            images on the other side of the clean mean.
     """
     sites = {site.name: site for site in model.sites}
     rows: dict[str, list[int]] = {}

@@ -161,7 +161,7 @@ def train(
     Args:
         model: a copy that belongs to the repair.
         data: `work` is trained on, `validation` chooses the epoch.
-        context: gives progress and the batch size of validation.
+        context: gives progress, the batch size of validation, and what stays pruned.
         schedule: how the weights move.
         objective: what is minimised.
         augmentation: of the work images.
@@ -205,6 +205,8 @@ def train(
                 objective.backward(loss)
                 optimiser.step()
                 objective.after_step(optimiser)
+                if context.pruned is not None:
+                    context.pruned.apply(module, optimiser)
                 total += loss.detach()
             set_batchnorm_training(module, is_training=False)
             losses.append(float(total) / steps)

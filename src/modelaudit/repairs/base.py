@@ -139,6 +139,8 @@ class Repair(Component[C]):
 
     #: whether it trains weights; one that does not leaves every buffer bit for bit
     is_training: ClassVar[bool] = False
+    #: whether it wants the suspect itself, not what another repair has made of it
+    starts_afresh: ClassVar[bool] = False
     requires_mixture: ClassVar[bool] = False
 
     @final

@@ -180,7 +180,11 @@ class FinetuneRepair(Repair[FinetuneConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=latest_within(context.max_accuracy_drop, epochs=config.epochs),
+            keep=latest_within(
+                context.max_accuracy_drop,
+                epochs=config.epochs,
+                before=context.accuracy_before,
+            ),
             is_batchnorm_frozen=config.is_batchnorm_frozen,
         )
         return Change(

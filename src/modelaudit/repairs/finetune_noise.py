@@ -345,7 +345,11 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=latest_within(context.max_accuracy_drop, epochs=config.epochs),
+            keep=latest_within(
+                context.max_accuracy_drop,
+                epochs=config.epochs,
+                before=context.accuracy_before,
+            ),
         )
         return Change(
             history=log.losses,

@@ -23,7 +23,7 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.errors import UnmetNeedError
-from modelaudit.repairs._carriers import Suspicion, pruning_costs, remove_carriers
+from modelaudit.repairs._carriers import Guard, Suspicion, pruning_costs, remove_carriers
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.repairs.prune_dde_paper_code import PruneDdePaperCodeRepair
 from modelaudit.repairs.pruning import prune_mask
@@ -57,8 +57,9 @@ class PruneDdeConfig:
         step: channels per round.
         max_fraction: largest share of all channels that may go.
         max_refused: how many channels may turn out to be needed before it gives up.
-        max_accuracy_drop: largest drop of the accuracy on all clean images, a fraction; the smaller
-            of this and the run's budget counts.
+        guard_images: most clean images that the accuracy is asked on.
+        max_accuracy_drop: largest drop of the accuracy on these, a fraction; the smaller of this
+            and the run's budget counts.
     """
 
     suspicious: float = 0.2
@@ -70,6 +71,7 @@ class PruneDdeConfig:
     step: int = 4
     max_fraction: float = 0.1
     max_refused: int = 12
+    guard_images: int = 500
     max_accuracy_drop: float = 0.015
 
     def __post_init__(self) -> None:
@@ -82,6 +84,7 @@ class PruneDdeConfig:
         require_range(self, "step", low=1)
         require_range(self, "max_fraction", low=0, high=1)
         require_range(self, "max_refused", low=0)
+        require_range(self, "guard_images", low=1)
         require_range(self, "max_accuracy_drop", low=0, high=1)
 
 
@@ -89,7 +92,7 @@ class PruneDdeRepair(Repair[PruneDdeConfig]):
     """Two-moded neurons of a suspect training set that carry the prediction of what drives them."""
 
     id = "prune_dde"
-    version = "1"
+    version = "2"
     summary = "neurons that a suspect training set (--mixture) splits into two groups"
     reference = "[DDE22] §4.3"
     config_type = PruneDdeConfig
@@ -106,15 +109,12 @@ class PruneDdeRepair(Repair[PruneDdeConfig]):
         rounds = 2 + int(config.max_fraction * channels)
         mixture = 0 if data.mixture is None else len(data.mixture)
         priced = min(config.cost_images, len(data.work))
-        # A round that costs too much is cut down to a quarter until a single channel is left.
-        guards = 3 + (rounds + config.max_refused) * config.step.bit_length()
+        guarding = min(config.guard_images, len(data.images)) + len(data.validation)
+        # A choice that costs too much is cut down to a quarter until a single channel is left.
+        guards = 2 + (rounds + config.max_refused) * (2 + (2 * config.step).bit_length() // 2)
         return Cost(
-            forward=len(data.images)
-            + mixture
-            + priced
-            + guards * (len(data.images) + len(data.validation))
-            + 1,
-            forward_backward=priced + rounds * min(config.images, mixture),
+            forward=len(data.images) + mixture + guards * guarding + 1,
+            forward_backward=priced + 2 * rounds * min(config.images, mixture),
         )
 
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
@@ -163,14 +163,24 @@ class PruneDdeRepair(Repair[PruneDdeConfig]):
             model,
             [neurons[i] for i in (drop >= config.traced).nonzero().flatten().tolist()],
             Suspicion(images=mixture[rows], targets=targets, state=nullcontext),
-            pruning_costs(model, data.images[priced], batch_size=context.batch_size),
-            data,
-            context,
+            pruning_costs(
+                model,
+                data.images[priced],
+                batch_size=context.batch_size,
+                dtype=context.search_dtype,
+            ),
+            Guard(
+                model,
+                data,
+                context,
+                max_drop=config.max_accuracy_drop,
+                max_images=config.guard_images,
+            ),
             step=config.step,
             max_neurons=int(config.max_fraction * len(neurons)),
-            max_drop=config.max_accuracy_drop,
             max_remaining=natural,
             max_refused=config.max_refused,
+            dtype=context.search_dtype,
         )
         mask = prune_mask(model, removal.neurons)
         mask.apply(model.module)

@@ -90,6 +90,14 @@ class PruneMask:
         """Return whether every row is zero in `module`."""
         return all(bool((p.detach()[index] == 0).all()) for p, index in self._rows(module))
 
+    def joined(self, other: PruneMask) -> PruneMask:
+        """Return the mask of both; `other` was made for a model that this one was applied to."""
+        return PruneMask(
+            neurons=(*self.neurons, *other.neurons),
+            mode=other.mode,
+            rows=(*self.rows, *other.rows),
+        )
+
     def by_layer(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Return (layer name, channel indices) of every layer with pruned channels."""
         return tuple((name, tuple(indices)) for name, indices in grouped(self.neurons).items())

@@ -115,20 +115,26 @@ def _attempt(attempt: RepairAttempt) -> dict[str, object]:
         "pruned": [{"layer": name, "channels": channels} for name, channels in attempt.pruned],
         "pruned_neurons": attempt.pruned_neurons,
         "after": _summary(attempt.after),
+        "verdict": None if attempt.verdict is None else _judged(attempt.verdict),
     }
 
 
 def _summary(summary: ScanSummary | None) -> dict[str, object] | None:
     if summary is None:
         return None
-    record = summary.verdict
+    return {
+        **_judged(summary.verdict),
+        "scanners": summary.scanners,
+        "skipped": summary.skipped,
+        "failed": summary.failed,
+        "cost": summary.cost,
+    }
+
+
+def _judged(record: VerdictRecord) -> dict[str, object]:
     return {
         "verdict": record.verdict,
         "reason": {"code": record.reason_code, "message": record.reason},
         "pattern": record.pattern,
         "target_labels": record.target_labels,
-        "scanners": summary.scanners,
-        "skipped": summary.skipped,
-        "failed": summary.failed,
-        "cost": summary.cost,
     }

@@ -91,10 +91,12 @@ def _parts(report: RepairReport, symbols: Symbols) -> Iterator[RenderableType]:
         yield section("What was tried", _attempts(report))
     chosen = report.chosen
     if chosen is not None:
+        if chosen.proof is not None and chosen.proof.recalls:
+            yield section("Classes, on the held-out images", _recalls(report, chosen.proof))
         if report.before is not None and chosen.after is not None:
-            yield section("Scanners before and after", _scanners(report.before, chosen.after))
+            yield section("Scanners before and after", *_rescan(report.before, chosen))
         if chosen.effects:
-            yield section("What was found before, tried on both models", _effects(chosen.effects))
+            yield section("What was found, tried on both models", _effects(chosen.effects))
         if chosen.pruned:
             yield section(f"Pruned neurons ({chosen.pruned_neurons})", *_pruned(chosen))
     notes = [f"{a.id}: {note}" for a in report.attempts for note in a.notes] + [*report.notes]
@@ -126,12 +128,14 @@ def _attempts(report: RepairReport) -> Table:
     table.columns[5].no_wrap = True
     table.columns[5].min_width = len("inconclusive")
     for attempt in report.attempts:
-        name = Text(words.safe(attempt.id, 40), style="bold" if attempt.is_chosen else "")
+        # Each step of a chain has a line of its own; what came before it is marked.
+        shown = "+ " * bool(attempt.goes_on_from) + words.safe(attempt.id, 40)
+        name = Text(shown, style="bold" if attempt.is_chosen else "")
         if attempt.failure:
             table.add_row(name, Text(words.sentence(attempt.failure)))
             continue
         before, after, agreement = _accuracies(attempt.proof)
-        verdict = "not run" if attempt.after is None else str(attempt.after.verdict.verdict)
+        verdict = "not run" if attempt.verdict is None else str(attempt.verdict.verdict)
         cost = attempt.cost
         table.add_row(
             name,
@@ -161,6 +165,38 @@ def _share(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
+def _recalls(report: RepairReport, proof: Measurements) -> Table:
+    """Show the classes that the scan before named, and the one that lost most."""
+    named = set() if report.before is None else set(report.before.verdict.target_labels)
+    worst = proof.worst
+    table = plain_table("class", "images", "before", "after", "")
+    for recall in proof.recalls:
+        is_worst = worst is not None and recall.label == worst.label and recall.loss > 0
+        if recall.label not in named and not is_worst:
+            continue
+        said = ["named as target"] * (recall.label in named) + ["largest loss"] * is_worst
+        table.add_row(
+            str(recall.label),
+            f"{recall.images:,}",
+            f"{recall.before:.1%}",
+            f"{recall.after:.1%}",
+            ", ".join(said),
+        )
+    return table
+
+
+def _rescan(before: ScanSummary, chosen: RepairAttempt) -> Iterator[RenderableType]:
+    assert chosen.after is not None
+    yield _scanners(before, chosen.after)
+    if chosen.explained:
+        names = ", ".join(words.safe(name, 40) for name in chosen.explained)
+        yield Text(
+            f"{names} after the repair: traces in statistics that the repair left as they were. "
+            "Pushed, these channels lead nowhere (below); this does not keep the re-scan from "
+            "being clean."
+        )
+
+
 def _scanners(before: ScanSummary, after: ScanSummary) -> Table:
     table = plain_table("scanner", "before", "score", "target", "after", "score", "target")
     later = {result.id: result for result in after.scanners}
@@ -179,7 +215,7 @@ def _cells(result: ScannerResult | None) -> tuple[str, str, str]:
 
 
 def _effects(effects: tuple[Effect, ...]) -> Table:
-    table = plain_table("artefact", "target", "images", "before", "after")
+    table = plain_table("artefact", "target", "images", "before", "after", "control")
     for effect in effects:
         table.add_row(
             Text(f"{words.safe(effect.scanner, 40)}: {words.sentence(effect.artefact)}"),
@@ -187,6 +223,7 @@ def _effects(effects: tuple[Effect, ...]) -> Table:
             f"{effect.images:,}",
             _share(effect.share_before, effect.interval_before),
             _share(effect.share_after, effect.interval_after),
+            "-" if effect.control_share is None else f"{effect.control_share:.1%}",
         )
     return table
 

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from modelaudit.engine.effects import (
+    NOISE_FAMILY,
+    effects,
+    leads_nowhere,
+    noise_effects,
+    still_works,
+)
+from modelaudit.repair_results import Effect
+from modelaudit.results import Finding, Pattern, ScannerResult
+from modelaudit.suspect import Suspect
+from tests.helpers.engine import clean_images
+from tests.helpers.planted import TARGET, gate_images, gate_suspect
+
+
+def result(**fields: Any) -> ScannerResult:
+    fields = {"id": "mbns", "family": "bn_statistics", "finding": Finding.STRONG, **fields}
+    return ScannerResult(version="1", sees_all_to_all=True, **fields)
+
+
+def pushed(**fields: Any) -> ScannerResult:
+    """The gate's channel, pushed to where a trigger puts it."""
+    return result(evidence={"push": [["norm", 5, 50.0]], **fields.pop("evidence", {})}, **fields)
+
+
+def closed() -> Suspect:
+    """The gate suspect without the channel that its trigger opens."""
+    suspect = gate_suspect()
+    with torch.no_grad():
+        norm = suspect.module.get_submodule("norm")
+        norm.get_parameter("weight")[5] = 0
+        norm.get_parameter("bias")[5] = 0
+    return suspect
+
+
+def tried(*results: ScannerResult, after: Suspect, **options: Any) -> tuple[Effect, ...]:
+    images, labels = gate_images(100)
+    return effects(results, gate_suspect(), after, images, labels, seed=0, **options)
+
+
+def test_a_push_is_counted_on_images_of_other_classes_before_and_after() -> None:
+    (effect,) = tried(pushed(target_labels=(TARGET,)), after=closed())
+    _, labels = gate_images(100)
+    assert effect.images == int((labels != TARGET).sum())
+    assert effect.share_before > 0.9
+    assert effect.share_after == 0.0
+    assert effect.control_share is None
+    assert leads_nowhere(effect)
+    assert not still_works(effect)
+    assert "where the backdoor had them" in effect.artefact
+
+
+def test_a_push_that_still_leads_is_compared_with_other_channels() -> None:
+    (effect,) = tried(pushed(target_labels=(TARGET,)), after=gate_suspect(), is_of_rescan=True)
+    assert effect.share_after == effect.share_before
+    assert effect.control_share is not None
+    assert effect.control_share < 0.5
+    assert still_works(effect)
+    assert not leads_nowhere(effect)
+    assert effect.is_of_rescan
+    assert "still off" in effect.artefact
+
+
+def test_a_push_without_a_target_is_tried_where_its_arrows_point() -> None:
+    classes = gate_suspect().num_classes
+    everywhere = pushed(evidence={"arrows": [TARGET] * classes})
+    named = pushed(target_labels=(TARGET,))
+    for pattern in (None, Pattern.ALL_TO_ALL):
+        (effect,) = tried(result(pattern=pattern, evidence=everywhere.evidence), after=closed())
+        assert effect.target is None
+        assert effect.share_before == tried(named, after=closed())[0].share_before
+
+
+def test_what_has_no_push_and_leads_nowhere_known_is_no_effect() -> None:
+    assert tried(result(), result(target_labels=(1,)), pushed(), after=closed()) == ()
+    stays = pushed(evidence={"arrows": [-1] * gate_suspect().num_classes})
+    assert tried(stays, after=closed()) == ()
+
+
+def effect_of(share: float, control: float | None) -> Effect:
+    return Effect(
+        scanner="mbns",
+        artefact="",
+        target=1,
+        images=200,
+        share_before=1.0,
+        share_after=share,
+        interval_before=(0.98, 1.0),
+        interval_after=(max(0.0, share - 0.07), share + 0.07),
+        control_share=control,
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "control", "is_nowhere"),
+    [(0.1, None, True), (0.11, 0.0, False), (0.3, 0.25, True), (0.3, 0.1, False)],
+)
+def test_a_tenth_beyond_the_controls_is_nowhere(
+    share: float, control: float | None, *, is_nowhere: bool
+) -> None:
+    assert leads_nowhere(effect_of(share, control)) is is_nowhere
+
+
+def noisy(*shares: float, **fields: Any) -> ScannerResult:
+    return result(id="ban", family=NOISE_FAMILY, per_class=shares, **fields)
+
+
+def test_the_noise_of_both_scans_is_compared_at_the_target_of_the_first() -> None:
+    clean = clean_images(40)
+    count = int((clean.labels[clean.judge] != 1).sum())
+    before, after = noisy(0.1, 0.6, 0.2, target_labels=(1,)), noisy(0.2, 0.15, 0.3)
+    (effect,) = noise_effects([before], [after], clean)
+    assert (effect.share_before, effect.share_after) == (0.6, 0.15)
+    assert effect.control_share == 0.3
+    assert effect.images == count
+    assert leads_nowhere(effect)
+
+
+def test_noise_without_a_target_or_a_second_scan_is_no_effect() -> None:
+    clean = clean_images(40)
+    named = noisy(0.1, 0.6, target_labels=(1,))
+    assert noise_effects([noisy(0.1, 0.6)], [named], clean) == ()
+    assert noise_effects([named], [], clean) == ()
+    assert noise_effects([named], [result(per_class=(0.1, 0.2))], clean) == ()

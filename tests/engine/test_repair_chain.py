@@ -1,0 +1,173 @@
+"""Repairs that follow each other, and what a re-scan of a pruned model means."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from modelaudit.checkpoint.write import RECORD_KEY
+from modelaudit.engine import RepairRequest, ScanRequest, repair
+from modelaudit.progress import NoProgress
+from modelaudit.repair_results import RepairOutcome
+from modelaudit.repairs import Change, RepairContext, RepairData, prune_mask
+from modelaudit.results import Finding, Pattern, Verdict
+from modelaudit.scanners import CleanImages, Observation, ScanContext
+from modelaudit.suspect import Suspect
+from tests.helpers.engine import (
+    HALF,
+    SIDE,
+    install,
+    scanner_class,
+    trained,
+    write_checkpoint,
+    write_data,
+)
+from tests.helpers.fake_repairs import CHANNEL, LAYER, accusing, cut, leave, repair_class
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelaudit.engine import Repaired
+
+PER_FOLDER = 30
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint and a folder that it knows."""
+    root = tmp_path_factory.mktemp("chain")
+    data = write_data(root / "clean", PER_FOLDER)
+    return write_checkpoint(root / "model.pt", trained(PER_FOLDER)), data
+
+
+def run(paths: tuple[Path, Path], **options: Any) -> Repaired:
+    scan = ScanRequest(
+        checkpoint=paths[0],
+        data=paths[1],
+        scanners=("watch",),
+        preprocessing=HALF,
+        input_size=SIDE,
+        budget_seconds=None,
+    )
+    return repair(RepairRequest(scan=scan, **options), progress=NoProgress())
+
+
+def trace(suspect: Suspect, _clean: CleanImages, _context: ScanContext) -> Observation:
+    """Accuse for as long as the running statistics are as they are; name where it leads."""
+    is_cut = float(suspect.module.get_submodule(LAYER).weight[CHANNEL].detach()) == 0.0
+    other = LAYER, 0 if is_cut else CHANNEL
+    return Observation(
+        finding=Finding.STRONG,
+        pattern=None if is_cut else Pattern.ALL_TO_ONE,
+        target_labels=() if is_cut else (1,),
+        score=60.0 if is_cut else 90.0,
+        threshold=25.0,
+        is_confirmed=not is_cut,
+        evidence={
+            "traced": 1,
+            "push": [[*other, 0.0 if is_cut else 1e4]],
+            "arrows": [2, 2, 3, 2],
+        },
+    )
+
+
+def test_a_trace_that_leads_nowhere_ends_repaired_and_is_shown(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(
+        monkeypatch,
+        scanner_class("watch", trace, family="bn_statistics"),
+        repair_class("cut", cut),
+    )
+    report = run(paths, method="cut").report
+    assert (report.outcome, report.exit_status) == (RepairOutcome.REPAIRED, 0)
+    assert report.chosen is not None
+    assert report.chosen.explained == ("watch",)
+    assert report.chosen.after is not None
+    # The re-scan itself is not touched.
+    assert report.chosen.after.verdict.verdict is Verdict.INCONCLUSIVE
+    assert report.chosen.after.scanners[0].finding is Finding.STRONG
+    assert [e.is_of_rescan for e in report.chosen.effects] == [False, True]
+
+
+def test_the_same_trace_in_another_family_stays_inconclusive(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("watch", trace), repair_class("cut", cut))
+    report = run(paths, method="cut").report
+    assert (report.outcome, report.exit_status) == (RepairOutcome.INCONCLUSIVE, 5)
+
+
+def prune_another(model: Suspect, _data: RepairData) -> Change:
+    mask = prune_mask(model, [(LAYER, CHANNEL + 1)])
+    mask.apply(model.module)
+    return Change(mask=mask)
+
+
+def test_auto_trains_what_was_pruned_and_the_file_says_so(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[RepairContext] = []
+
+    def tune(_self: object, model: Suspect, _data: RepairData, context: RepairContext) -> Change:
+        given.append(context)
+        with torch.no_grad():
+            model.module.get_submodule(LAYER).get_parameter("weight")[CHANNEL] = 0
+        return Change(history=(0.5,))
+
+    install(
+        monkeypatch,
+        scanner_class("watch", accusing(1)),
+        repair_class("part", prune_another),
+        repair_class("tune", leave, _repair=tune, is_training=True),
+    )
+    monkeypatch.setattr(sys.modules["modelaudit.engine.repair"], "AUTO_TRAIN", ("part", "tune"))
+    done = run(paths)
+    first, second = done.report.attempts
+    assert (first.goes_on_from, second.goes_on_from) == ((), ("part",))
+    assert second.is_chosen
+    assert done.report.outcome is RepairOutcome.REPAIRED
+    assert done.report.reason.startswith("part, then tune ")
+    assert given[0].pruned is not None
+    assert given[0].pruned.neurons == ((LAYER, CHANNEL + 1),)
+    # Both are counted from the suspect.
+    assert first.proof is not None
+    assert second.proof is not None
+    assert first.proof.accuracy_before == second.proof.accuracy_before
+    assert done.tensors is not None
+    weight = done.tensors[f"{LAYER}.weight"]
+    assert weight[CHANNEL] == 0
+    assert weight[CHANNEL + 1] == 0
+    path = tmp_path / "chain.safetensors"
+    path.write_bytes(done.encoded().data)
+    with safe_open(path, "pt") as opened:
+        record = json.loads(opened.metadata()[RECORD_KEY])
+    assert record["method"] == "part, then tune"
+    assert [step["method"] for step in record["steps"]] == ["part", "tune"]
+    assert [step["pruned_neurons"] for step in record["steps"]] == [1, 0]
+    assert record["steps"][0]["config"] == {"steps": 3, "amount": 0.5}
+
+
+def test_auto_does_not_go_on_from_what_costs_too_much(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ruin(model: Suspect, _data: RepairData) -> Change:
+        mask = prune_mask(model, [("bn1", k) for k in range(4)])
+        mask.apply(model.module)
+        return Change(mask=mask)
+
+    install(
+        monkeypatch,
+        scanner_class("watch", accusing(1)),
+        repair_class("ruin", ruin),
+        repair_class("cut", cut),
+    )
+    monkeypatch.setattr(sys.modules["modelaudit.engine.repair"], "AUTO_TRAIN", ("ruin", "cut"))
+    report = run(paths).report
+    assert [a.goes_on_from for a in report.attempts] == [(), ()]
+    assert [a.is_chosen for a in report.attempts] == [False, True]

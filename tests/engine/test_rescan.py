@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import copy
+import types
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from modelaudit.engine import ScanRequest
+from modelaudit.engine.intake import Opened
+from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
+from modelaudit.repair_results import Effect, ScanSummary
+from modelaudit.results import (
+    CleanSetRecord,
+    Finding,
+    Pattern,
+    ScannerResult,
+    SuspectRecord,
+    Verdict,
+)
+from modelaudit.verdict import decide
+from tests.helpers import models
+
+
+def mbns(finding: Finding = Finding.STRONG, score: float = 70.0, **fields: Any) -> ScannerResult:
+    return ScannerResult(
+        id="mbns",
+        version="1",
+        family="bn_statistics",
+        finding=finding,
+        sees_all_to_all=True,
+        score=score,
+        threshold=25.0,
+        **fields,
+    )
+
+
+def other(finding: Finding, *targets: int) -> ScannerResult:
+    return ScannerResult(
+        id="mm_bd",
+        version="1",
+        family="margins",
+        finding=finding,
+        sees_all_to_all=False,
+        target_labels=targets,
+    )
+
+
+def summary(*results: ScannerResult) -> ScanSummary:
+    return ScanSummary(verdict=decide(results), scanners=results)
+
+
+def effect(share: float, *, scanner: str = "mbns", is_of_rescan: bool = False) -> Effect:
+    return Effect(
+        scanner=scanner,
+        artefact="20 channels pushed",
+        target=None if is_of_rescan else 2,
+        images=200,
+        share_before=0.99,
+        share_after=share,
+        interval_before=(0.97, 1.0),
+        interval_after=(max(0.0, share - 0.06), min(1.0, share + 0.06)),
+        control_share=None if share <= 0.1 else 0.02,
+        is_of_rescan=is_of_rescan,
+    )
+
+
+BEFORE = summary(
+    mbns(score=200.0, target_labels=(2,), pattern=Pattern.ALL_TO_ONE, is_confirmed=True)
+)
+AFTER = summary(mbns(), other(Finding.NONE))
+NOWHERE = (effect(0.02), effect(0.05, is_of_rescan=True))
+
+
+@pytest.fixture
+def opened() -> Opened:
+    """As much of it as a verdict takes."""
+    suspect = models.suspect_of(models.tiny_bn())
+    return cast(
+        "Opened",
+        types.SimpleNamespace(
+            suspect=suspect,
+            suspect_record=SuspectRecord(path="m", architecture="tiny"),
+            clean_record=CleanSetRecord(path="d", images=500),
+            clean=types.SimpleNamespace(has_labels=True),
+            obstacles=(),
+            obstacles_to_clean=(),
+        ),
+    )
+
+
+REQUEST = ScanRequest(checkpoint=cast("Any", "m"), data=cast("Any", "d"))
+
+
+def explained(
+    before: ScanSummary = BEFORE,
+    after: ScanSummary = AFTER,
+    effects: tuple[Effect, ...] = NOWHERE,
+    *,
+    are_statistics_kept: bool = True,
+) -> tuple[str, ...]:
+    return explained_traces(before, after, effects, are_statistics_kept=are_statistics_kept)
+
+
+def test_traces_that_lead_nowhere_do_not_keep_a_rescan_from_being_clean(opened: Opened) -> None:
+    assert AFTER.verdict.verdict is Verdict.INCONCLUSIVE
+    assert explained() == ("mbns",)
+    verdict = read_rescan(AFTER, NOWHERE, explained(), opened, REQUEST)
+    assert verdict.verdict is Verdict.CLEAN
+    assert verdict.reason_code == "MA-V002"
+    assert "traces in statistics that the repair left as they were" in verdict.reason
+
+
+def accused_nobody() -> ScanSummary:
+    return summary(mbns(Finding.NONE, 3.0))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"are_statistics_kept": False},
+        {"before": accused_nobody()},
+        {"before": summary(mbns(score=60.0, target_labels=(2,)))},
+        {"before": ScanSummary(verdict=BEFORE.verdict)},
+        {"after": summary(mbns(target_labels=(2,)))},
+        {"after": summary(mbns(pattern=Pattern.ALL_TO_ALL))},
+        {"after": summary(mbns(is_confirmed=True))},
+        {"after": summary(replace(mbns(), family="another"))},
+        {"effects": (effect(0.02), effect(0.2, is_of_rescan=True))},
+        {"effects": (effect(0.2), effect(0.02, is_of_rescan=True))},
+        {"effects": (*NOWHERE, effect(0.3, scanner="ban"))},
+        {"effects": NOWHERE[:1]},
+        {"effects": NOWHERE[1:]},
+        {"effects": ()},
+    ],
+    ids=[
+        "the statistics are others",
+        "it did not accuse before",
+        "it is louder than before",
+        "it did not run before",
+        "it names a target",
+        "it sees all-to-all",
+        "it is confirmed",
+        "it reads no statistics",
+        "its own push leads a fifth",
+        "the push of before leads a fifth",
+        "another scanner's artefact leads",
+        "its own push was not tried",
+        "the push of before was not tried",
+        "nothing was tried",
+    ],
+)
+def test_a_single_missing_condition_explains_nothing(changed: dict[str, Any]) -> None:
+    assert explained(**changed) == ()
+
+
+def test_what_is_not_explained_keeps_its_verdict(opened: Opened) -> None:
+    assert read_rescan(AFTER, NOWHERE, (), opened, REQUEST) == AFTER.verdict
+
+
+def test_another_scanner_is_heard_as_ever(opened: Opened) -> None:
+    after = summary(mbns(), other(Finding.STRONG, 2))
+    verdict = read_rescan(after, NOWHERE, explained(after=after), opened, REQUEST)
+    assert verdict.verdict is Verdict.INCONCLUSIVE
+    assert "mm_bd" in verdict.reason
+    assert "mbns" not in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict", "code"),
+    [
+        (0.08, Verdict.CLEAN, "MA-V001"),
+        (0.2, Verdict.INCONCLUSIVE, "MA-V510"),
+        (0.9, Verdict.BACKDOORED, "MA-V104"),
+    ],
+)
+def test_what_still_leads_somewhere_outweighs_silent_scanners(
+    opened: Opened, share: float, verdict: Verdict, code: str
+) -> None:
+    after = summary(mbns(Finding.NONE, 2.0), other(Finding.NONE))
+    judged = read_rescan(after, (effect(share),), (), opened, REQUEST)
+    assert (judged.verdict, judged.reason_code) == (verdict, code)
+    if verdict is not Verdict.CLEAN:
+        assert judged.target_labels == (2,)
+        assert f"still leads {share:.0%} of 200 held-out images to output 2" in judged.reason
+
+
+def test_a_partial_effect_leaves_another_verdict_alone(opened: Opened) -> None:
+    assert read_rescan(AFTER, (effect(0.2),), (), opened, REQUEST) == AFTER.verdict
+
+
+def test_a_rescan_that_says_backdoored_stays_so(opened: Opened) -> None:
+    after = summary(mbns(target_labels=(2,), is_confirmed=True))
+    verdict = read_rescan(after, (effect(0.9),), (), opened, REQUEST)
+    assert verdict == after.verdict
+
+
+def test_statistics_are_kept_only_bit_for_bit() -> None:
+    old = models.tiny_bn()
+    new = copy.deepcopy(old)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(1)
+    assert keeps_statistics(old, new)
+    norm = cast("torch.nn.BatchNorm2d", new.get_submodule("norm2"))
+    assert norm.running_var is not None
+    norm.running_var[3] = torch.nextafter(norm.running_var[3], torch.tensor(9.0))
+    assert not keeps_statistics(old, new)
+
+
+def test_other_layers_are_other_statistics() -> None:
+    old = models.tiny_bn()
+    new = copy.deepcopy(old)
+    new.norm2 = torch.nn.BatchNorm2d(64, track_running_stats=False)
+    assert not keeps_statistics(old, new)
+    new.norm2 = torch.nn.Identity()
+    assert not keeps_statistics(old, new)
