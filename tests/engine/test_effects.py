@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,6 +66,17 @@ def test_a_push_that_still_leads_is_compared_with_other_channels() -> None:
     assert not leads_nowhere(effect)
     assert effect.is_of_rescan
     assert "still off" in effect.artefact
+
+
+def test_what_controls_do_as_well_leads_nowhere_and_does_not_still_work() -> None:
+    (effect,) = tried(pushed(target_labels=(TARGET,)), after=gate_suspect())
+    matched = replace(effect, control_share=effect.share_after - 0.05)
+    assert leads_nowhere(matched)
+    assert not still_works(matched)
+
+
+def test_a_variant_without_a_vote_leaves_no_artefact() -> None:
+    assert tried(pushed(target_labels=(TARGET,), is_calibrated=False), after=closed()) == ()
 
 
 def test_a_push_without_a_target_is_tried_where_its_arrows_point() -> None:

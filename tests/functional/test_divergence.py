@@ -261,6 +261,13 @@ def test_bootstrap_of_a_dead_channel_is_nan_and_of_a_sparse_one_zero() -> None:
     assert float(size[2]) == 0.0
 
 
+def test_bootstrap_of_a_channel_that_varies_within_images_only_is_bounded() -> None:
+    within = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    x = within.expand(50, 1, 4)
+    size = bootstrap_effective_size(x.sum(2), x.square().sum(2), 4, generator=seeded())
+    assert float(size[0]) == 2 * 50 * 4
+
+
 def test_bootstrap_refuses_what_it_cannot_resample() -> None:
     one = torch.zeros(1, 3, dtype=torch.float64)
     two = torch.zeros(2, 3, dtype=torch.float64)

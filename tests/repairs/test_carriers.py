@@ -117,7 +117,7 @@ def test_no_more_than_the_allowed_number_goes() -> None:
     suspect, data, suspicion = backdoored()
     removal = remove(suspect, data, suspicion, max_neurons=0)
     assert removal.neurons == ()
-    assert removal.details()["stop"] == "no candidate is left"
+    assert removal.details()["stop"] == "as many channels went as may go (max_fraction)"
 
 
 def test_the_model_is_not_changed() -> None:

@@ -83,7 +83,8 @@ def attempt(
 ) -> Attempt:
     """Try one repair, on the suspect or on what another repair has made of it.
 
-    Everything is measured against the suspect, whatever came in between.
+    Proof and effects are measured against the suspect, whatever came in between; what the repair
+    itself says of its validation images is against the model that it was given.
 
     Args:
         repair: a configured repair.
@@ -93,7 +94,6 @@ def attempt(
         before: the scan of the suspect; None where nobody has scanned it.
         scanners: those of the re-scan.
         progress: where everything reports.
-        stopwatch: where the stages are booked.
         onto: the attempt to go on from; what it pruned stays pruned, and what it cost counts.
         stopwatch: where the stages are booked.
 

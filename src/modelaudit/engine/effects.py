@@ -70,6 +70,8 @@ def effects(
     """
     found = []
     for result in results:
+        if not result.is_calibrated:
+            continue
         push = _push(result.evidence)
         target = result.target_labels[0] if result.target_labels else None
         goals = _goals(result, labels, target)
@@ -117,11 +119,15 @@ def noise_effects(
         clean: the clean set of both, whose held-out part they judged.
     """
     again = {result.id: result for result in after if result.family == NOISE_FAMILY}
+    # the scanner's shares are of images that the model labels rightly
     judged = clean.labels[clean.judge]
+    judged = judged[clean.predictions[clean.judge] == judged]
     found = []
     for result in before:
         later = again.get(result.id)
-        if later is None or not (result.target_labels and result.per_class and later.per_class):
+        if later is None or not (result.is_calibrated and later.is_calibrated):
+            continue
+        if not (result.target_labels and result.per_class and later.per_class):
             continue
         target = result.target_labels[0]
         shares = result.per_class[target], later.per_class[target]
@@ -145,7 +151,7 @@ def noise_effects(
 
 def still_works(effect: Effect) -> bool:
     """Whether the artefact still leads most images to its target, beyond chance."""
-    return effect.interval_after[0] > WORKS_FROM
+    return effect.interval_after[0] > WORKS_FROM and not leads_nowhere(effect)
 
 
 def leads_nowhere(effect: Effect) -> bool:

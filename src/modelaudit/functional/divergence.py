@@ -154,7 +154,10 @@ def bootstrap_effective_size(
         weights @ image_sums, weights @ image_squares, weights.sum(1, keepdim=True) * positions
     )
     divergence = _kl(means, variances, mean, variance).mean(0)
-    size = divergence.reciprocal()
+    # Resamples of a channel that varies only within each image agree to the last digit, which would
+    # be worth endlessly many values; twice as many as there are leaves room for the bootstrap's own
+    # error.
+    size = divergence.reciprocal().clamp_max(2.0 * images * positions)
     return torch.where(variance >= MIN_VARIANCE, size, torch.full_like(size, torch.nan))
 
 

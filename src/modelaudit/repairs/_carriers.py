@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 #: How a removal ends that has reached its aim.
 GONE = "the suspicious predictions are gone"
 _EXHAUSTED = "no candidate is left"
+_FULL = "as many channels went as may go (max_fraction)"
 
 #: Rounds of neurons that are chosen before the accuracy is asked.
 _ROUNDS_AHEAD = 2
@@ -222,10 +223,10 @@ class _Search:
         for _ in range(_ROUNDS_AHEAD):
             if remaining <= self.max_remaining:
                 return path, (benefits, remaining), GONE
-            more = self._best(benefits, {*chosen, *path})
-            more = more[: max(0, max_neurons - len(chosen) - len(path))]
+            best = self._best(benefits, {*chosen, *path})
+            more = best[: max(0, max_neurons - len(chosen) - len(path))]
             if not more:
-                return path, (benefits, remaining), _EXHAUSTED
+                return path, (benefits, remaining), _FULL if best else _EXHAUSTED
             path += more
             benefits, remaining = self.look([*chosen, *path])
         return path, (benefits, remaining), GONE if remaining <= self.max_remaining else ""

@@ -192,8 +192,7 @@ def follow_traces(
             f"{config.suspicious:g}; nothing was pruned"
         )
         return Followed(lead=None, reason=reason, details=details)
-    # By the floor alone: an early trace and what later layers make of it act together.
-    traced = found.floor_ratio / max(1.0, mismatch) >= config.traced
+    traced = found.traced(config.traced, suspicious=config.suspicious)
     details["traced"] = int(traced.sum())
     draws = generator(context.seed, "prune_mbns", "displaced")
     shown = data.work[torch.randperm(len(data.work), generator=draws)[: config.images]]

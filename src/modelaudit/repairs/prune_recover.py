@@ -149,12 +149,13 @@ class PruneRecoverRepair(Repair[PruneRecoverConfig]):
         pruned = _weights(model.module)
         losses: list[float] = []
         rounds: list[Mapping[str, Json]] = []
+        done = 0
         for number in range(config.rounds):
-            more = self._prune(model, followed.lead, mask, data, context)
-            if more is None:
-                break
-            added, seen = more
+            added, seen = self._prune(model, followed.lead, mask, data, context)
             rounds.append(seen)
+            if added is None:
+                break
+            done += 1
             mask = added if mask is None else mask.joined(added)
             pruned = _weights(model.module)
             if seen["stop"] == GONE and _is_enough(
@@ -173,9 +174,9 @@ class PruneRecoverRepair(Repair[PruneRecoverConfig]):
                 model, objective, mask, data, context, augmentation, number=number
             )
         details: dict[str, Json] = {**followed.details, "pruning": [dict(r) for r in rounds]}
-        if not rounds:
-            reason = "the traces lead nowhere without a channel that could go; nothing was changed"
-            return Change(details=details, notes=(reason,))
+        if mask is None:
+            reason = f"no channel could go: pruning ended because {rounds[-1]['stop']}"
+            return Change(details=details, notes=(f"{reason}; nothing was changed",))
         place, curve = _settle(
             model,
             pruned,
@@ -194,7 +195,7 @@ class PruneRecoverRepair(Repair[PruneRecoverConfig]):
             mask=mask,
             history=tuple(losses),
             details=details,
-            notes=(f"rounds of pruning and recovery: {len(rounds)}; of the last, {place:.0%}",),
+            notes=(f"rounds of pruning: {done}; of the last recovery, {place:.0%}",),
         )
 
     def _prune(
@@ -204,14 +205,14 @@ class PruneRecoverRepair(Repair[PruneRecoverConfig]):
         mask: PruneMask | None,
         data: RepairData,
         context: RepairContext,
-    ) -> tuple[PruneMask, dict[str, Json]] | None:
-        """Prune one round; None where nothing is left to prune."""
+    ) -> tuple[PruneMask | None, dict[str, Json]]:
+        """Prune one round; no mask where nothing is left to prune, with what was seen."""
         config = self.config
         wide = replace(context, max_accuracy_drop=config.max_accuracy_drop)
         gone = () if mask is None else mask.neurons
         removal = cut_carriers(model, lead, data, wide, config, gone=gone)
         if not removal.neurons:
-            return None
+            return None, removal.details()
         added = prune_mask(model, removal.neurons)
         added.apply(model.module)
         return added, removal.details()

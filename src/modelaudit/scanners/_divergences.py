@@ -76,6 +76,25 @@ class Divergences:
             scores[rows] /= self._unit(rows)
         return scores
 
+    def traces(self) -> Tensor:
+        """Return floor ratios in units of the median channel's, at least 1, ``(D_total,)``.
+
+        Half of all channels hold no trace of a trigger: their median says how well the images
+        match. Unlike scores these compare channels of different layers.
+        """
+        return self.floor_ratio / max(1.0, float(self.floor_ratio[self.alive].median()))
+
+    def traced(self, least: float, *, suspicious: float) -> Tensor:
+        """Return which channels carry a trace, ``(D_total,)`` bool.
+
+        By the floor alone: an early trace and what later layers make of it act together.
+
+        Args:
+            least: of `traces`.
+            suspicious: of `scores`; what raised the alarm carries a trace in any case.
+        """
+        return (self.traces() >= least) | (self.scores() >= suspicious)
+
     def unnoticed(self, score: float) -> float:
         """Return the divergence in nats that just reaches `score`, in the median layer.
 
@@ -147,7 +166,7 @@ def divergences(
         columns.append(
             (
                 k,
-                *(ratio.nan_to_num(0.0) for ratio in ratios),
+                *(ratio.nan_to_num(0.0, posinf=0.0) for ratio in ratios),
                 (bn_mean - mean) / deviation,
                 deviation,
             )

@@ -54,8 +54,10 @@ _TUNED = (
     "the running statistics fit these very images better than sampling allows: they were "
     "re-estimated or re-parameterised on them, which hides a backdoor from this test"
 )
-#: share of the search images that a push need not exceed
+#: share of a class's search images, on average, that a push need not exceed
 _FAR_ENOUGH = 0.9
+#: and that has to move for a permutation of the classes to be one
+_LEAST_SHIFT = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +71,9 @@ class MbnsConfig:
         suspicious: score from which the finding is suspicious.
         strong: score from which it is strong.
         max_unnoticed: divergence in nats that may go unnoticed in the median layer; where more may,
-            neither a finding nor its absence means anything,
-        strong_if_blind: unless the score reaches this: a trigger that moves most channels of most
-            layers makes their divergences large itself.
+            neither a finding nor its absence means anything: no power.
+        strong_if_blind: score that counts even without power, for a trigger that moves most
+            channels of most layers makes their divergences large itself.
         min_mismatch: median floor ratio, of images that weigh alike, below which the statistics
             were tuned to these very images.
         traced: floor ratio, in units of the median channel's, from which a channel carries a trace:
@@ -181,10 +183,8 @@ class MbnsScanner(Scanner[MbnsConfig]):
             return self._observation(Finding.NO_POWER, score, evidence, _BLIND.format(unnoticed))
         if score < config.suspicious:
             return self._unremarkable(found, score, evidence)
-        # By the floor alone: an early trace and what later layers make of it act together.
-        traces = found.floor_ratio / max(1.0, mismatch)
-        is_traced = (traces >= config.traced) | (scores >= config.suspicious)
-        traced = [i for i in traces.argsort(descending=True).tolist() if is_traced[i]]
+        is_traced = found.traced(config.traced, suspicious=config.suspicious)
+        traced = [i for i in found.traces().argsort(descending=True).tolist() if is_traced[i]]
         return self._follow_up(suspect, clean, context, found, traced, score, evidence)
 
     def _unremarkable(
@@ -299,14 +299,20 @@ class MbnsScanner(Scanner[MbnsConfig]):
             {found.neurons[i]: float(displaced[i]) / share for i in traced} for share in shares
         ]
         predictions = pushed_predictions(suspect, pushes, images, batch_size=context.batch_size)
-        counts = torch.bincount(labels, minlength=suspect.num_classes).clamp_min(1)
+        counts = torch.bincount(labels, minlength=suspect.num_classes)
 
         def rank(index: int) -> tuple[bool, float]:
             arrows = arrow_map(predictions[index], labels, suspect.num_classes)
-            # Share of each class's images that go where most of them go.
-            moved = float((arrows.errors * arrows.shares / counts).mean())
-            # further than far enough only brings the controls closer
-            return is_permutation_like(arrows), min(moved, _FAR_ENOUGH)
+            # Share of each class's images that go where most of them go; the class that most
+            # others go to has nowhere to go itself.
+            led = arrows.errors * arrows.shares / counts.clamp_min(1)
+            target = int(torch.bincount(arrows.targets.clamp_min(0)).argmax())
+            others = (counts > 0) & (torch.arange(len(counts)) != target)
+            moved = float(led[others].mean()) if bool(others.any()) else 0.0
+            # A few errors are soon spread like a permutation; further than far enough only brings
+            # the controls closer.
+            is_shift = is_permutation_like(arrows) and float(led.mean()) >= _LEAST_SHIFT
+            return is_shift, min(moved, _FAR_ENOUGH)
 
         best = max(range(len(pushes)), key=rank)
         return shares[best], pushes[best]

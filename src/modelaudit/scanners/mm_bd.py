@@ -221,12 +221,12 @@ def natural_margins(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor 
 
 
 class MmBdScanner(Scanner[MmBdConfig]):
-    """Maximum margin outlier across classes; needs logits and input gradients, no images."""
+    """Maximum margin outlier across classes; only the unit of margins needs images."""
 
     id = "mm_bd"
     version = "2"
     family = "margin"
-    summary = "outlier among the largest reachable class margins; data-free"
+    summary = "outlier among the largest reachable class margins"
     reference = "[MMBD24] Alg. 1"
     config_type = MmBdConfig
     variants = MappingProxyType({"paper_code": MmBdPaperCodeScanner})
@@ -235,7 +235,7 @@ class MmBdScanner(Scanner[MmBdConfig]):
     requires_gradients = True
     min_classes = 5
 
-    def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - data-free
+    def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - by classes alone
         """Return the passes of all starts."""
         config = self.config.within_limit(suspect.num_classes)
         return Cost(
