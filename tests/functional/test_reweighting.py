@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from modelaudit.errors import DtypeError, ShapeError
+from modelaudit.functional import reweighting
 from modelaudit.functional.reweighting import effective_count, matching_weights
 
 
@@ -104,6 +105,17 @@ def test_what_says_nothing_is_left_out() -> None:
     assert torch.equal(matching_weights(padded), matching_weights(deviations))
     assert torch.equal(matching_weights(useless), torch.ones(50, dtype=torch.float64))
     assert matching_weights(deviations[:1]).tolist() == [1.0]
+
+
+def test_parts_of_any_size_give_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    deviations = _gaussian(60, 50) + 0.2
+    deviations[:, 20] = torch.nan
+    whole = matching_weights(deviations)
+    # Neither number divides the images or the columns that say something.
+    monkeypatch.setattr(reweighting, "_ROWS", 16)
+    monkeypatch.setattr(reweighting, "_COLUMNS", 13)
+    assert torch.allclose(matching_weights(deviations), whole, rtol=0, atol=1e-12)
+    assert float((whole - 1).abs().max()) > 0.1
 
 
 def test_weights_stay_a_mixture() -> None:

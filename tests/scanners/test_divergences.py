@@ -1,10 +1,18 @@
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from modelaudit.functional import reweighting
 from modelaudit.scanners._divergences import Divergences, divergences
 from tests.helpers import models
 from tests.helpers.planted import contaminate, fit_statistics, profile_of
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def _found(*layers: list[float], per_nat: float = 1000.0) -> Divergences:
@@ -79,3 +87,33 @@ def test_another_mixture_of_the_same_images_is_explained_by_weights() -> None:
     assert float(mixed.scores().max()) > 10 * float(plain.scores().max())
     # Unweighted, both say the same.
     assert torch.allclose(plain.unweighted_ratio, plain.floor_ratio)
+
+
+class _NewStorages(TorchFunctionMode):
+    """Collect the tensors of at least `least` numbers that operations return, without views."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+        self.found: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.numel() >= self.least:
+            # Kept alive, or a later tensor could take its address.
+            self.found[result.untyped_storage().data_ptr()] = result
+        return result
+
+
+def test_the_deviations_of_all_channels_are_in_memory_only_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reweighting, "_COLUMNS", 8)
+    suspect = models.suspect_of(models.tiny_bn())
+    shared = profile_of(suspect, models.images(30))
+    # Two statistics of each of 8 + 16 channels; a bool of each counts as much.
+    with _NewStorages(30 * 48) as seen:
+        divergences(suspect, shared, resamples=10, seed=0, ridge=3.0)
+    assert [tuple(tensor.shape) for tensor in seen.found.values()] == [(30, 48)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.functional.divergence import reparameterised_batchnorm
 from modelaudit.results import Finding, Pattern, ScannerResult
-from modelaudit.scanners import CleanImages
+from modelaudit.scanners import CleanImages, mbns
 from modelaudit.scanners._divergences import Divergences, divergences
 from modelaudit.scanners.mbns import MbnsConfig, MbnsScanner
 from modelaudit.suspect import Suspect
@@ -27,6 +28,9 @@ from tests.helpers.planted import (
     trained,
     trained_clean_set,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: K of a share 0.1 of images five deviations away (methods/detectors.md §2.2).
 _K = 0.2816
@@ -266,6 +270,36 @@ def test_a_planted_shift_of_every_class_is_all_to_all() -> None:
     assert result.finding is Finding.STRONG
     assert result.pattern is Pattern.ALL_TO_ALL
     assert result.target_labels == ()
+
+
+@pytest.mark.parametrize(("moved", "is_shift"), [(0.15, False), (0.25, True)])
+def test_a_shift_of_the_classes_has_to_move_a_fifth_of_their_images(
+    monkeypatch: pytest.MonkeyPatch, moved: float, *, is_shift: bool
+) -> None:
+    suspect = gate_suspect()
+    images, labels = gate_images(200)
+    fit_statistics(suspect, images)
+    contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
+    clean = clean_set(suspect, images, labels)
+
+    # Of the ten pushes the first takes a few images of every class one further, the third all
+    # images to one class, and the others none anywhere.
+    def predictions(
+        _suspect: Suspect, pushes: Sequence[object], images: Tensor, *, batch_size: int
+    ) -> Tensor:
+        assert batch_size == 256
+        truth = images.mean((2, 3))[:, :5].argmax(1)
+        rows = truth.repeat(len(pushes), 1)
+        for label in range(5):
+            own = (truth == label).nonzero().flatten()
+            rows[0, own[: round(moved * len(own))]] = (label + 1) % 5
+        rows[2] = TARGET
+        return rows
+
+    monkeypatch.setattr(mbns, "pushed_predictions", predictions)
+    result = _scan(suspect, clean)
+    # Unanimous errors look like a permutation however few they are; too few are passed over.
+    assert result.evidence["poisoned_share"] == (0.2 if is_shift else 0.1)
 
 
 def test_channels_that_cost_accuracy_do_not_confirm() -> None:

@@ -14,6 +14,10 @@ from modelaudit.functional._checks import require_dimensions, require_float64
 
 #: steps of the inner search; the ridge keeps it well conditioned, and it stops long before
 _MAX_STEPS = 500
+#: statistics that are copied at once
+_COLUMNS = 1024
+#: images whose products with those after them are computed at once
+_ROWS = 256
 
 
 def matching_weights(
@@ -56,30 +60,48 @@ def matching_weights(
             f"{images!r}, {ridge!r}, {cutoff!r} and {rounds!r}"
         )
     weights = torch.ones(images, dtype=torch.float64, device=deviations.device)
+    # not finite where a number of the column is not
     spread = deviations.std(0) if images > 1 else torch.zeros_like(deviations[0])
-    told = deviations.isfinite().all(0) & (spread > 0)
-    if not bool(told.any()):
+    told = (spread.isfinite() & (spread > 0)).nonzero().flatten()
+    if not len(told):
         return weights
-    # each column in standard errors of its mean, so that z = mean(w · column)
-    columns = deviations[:, told] / (spread[told] / images**0.5)
+    errors = spread[told] / images**0.5
     for _ in range(rounds):
-        z = weights @ columns / images
+        z = (weights @ deviations)[told] / (images * errors)
         scale = max(1.0, 1.4826 * float(z.abs().median()))
         # ρ'(z) / 2z, the weight of a square that touches ρ at z
         bend = (1 + (z / (cutoff * scale)).square()).square().reciprocal()
-        before, weights = weights, _least_squares(columns, bend, ridge, weights)
+        # half the gradient is curvature @ w - ridge / N; the variance's own mean is fixed at 1
+        curvature = _gram(deviations, told, bend / (errors.square() * len(told) * images**2))
+        curvature.diagonal().add_(ridge / images)
+        before, weights = weights, _least_squares(curvature, ridge, weights)
         if float((weights - before).abs().max()) < 1e-4:
             break
     return weights
 
 
-def _least_squares(columns: Tensor, bend: Tensor, ridge: float, start: Tensor) -> Tensor:
-    """Minimise mean(bend · z²) + ridge · variance(w) on the simplex by accelerated projection."""
-    images, statistics = columns.shape
-    gram = (columns * bend) @ columns.T / (statistics * images**2)
-    identity = torch.eye(images, dtype=gram.dtype, device=gram.device)
-    # half the gradient is curvature @ w - ridge / N; the variance's own mean is fixed at 1
-    curvature = gram + identity * (ridge / images)
+def _gram(deviations: Tensor, told: Tensor, prices: Tensor) -> Tensor:
+    """Return Σ_r prices_r d_r d_rᵀ over the columns `told` of `deviations`, ``(N, N)`` float64.
+
+    A few columns at a time: the deviations may fill a gigabyte, and are not copied. The sum is
+    symmetric, so that hardly more than half of it is computed.
+    """
+    images = len(deviations)
+    gram = deviations.new_zeros(images, images)
+    parts = [slice(start, start + _ROWS) for start in range(0, images, _ROWS)]
+    for rows, price in zip(told.split(_COLUMNS), prices.split(_COLUMNS), strict=True):
+        columns = deviations[:, rows]
+        priced = columns * price
+        for part in parts:
+            gram[part, part.start :].addmm_(priced[part], columns[part.start :].T)
+    for part in parts:
+        gram[part.stop :, part] = gram[part, part.stop :].T
+    return gram
+
+
+def _least_squares(curvature: Tensor, ridge: float, start: Tensor) -> Tensor:
+    """Minimise wᵀ·curvature·w - 2 ridge · mean(w) on the simplex by accelerated projection."""
+    images = len(curvature)
     # Frobenius' norm bounds the largest eigenvalue at no cost
     step = 1 / float(torch.linalg.matrix_norm(curvature))
     point, ahead, momentum = start, start, 1.0

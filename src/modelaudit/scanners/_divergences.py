@@ -142,10 +142,7 @@ def divergences(
     statistics = [tuple(t.cpu() for t in suspect.statistics(r.site)) for r in recorded]
     weights = torch.ones(len(profile.logits), dtype=torch.float64)
     if ridge is not None and recorded:
-        pairs = zip(recorded, statistics, strict=True)
-        weights = matching_weights(
-            torch.cat([_deviations(r, mean, var) for r, (mean, var) in pairs], 1), ridge=ridge
-        )
+        weights = matching_weights(_deviations(recorded, statistics), ridge=ridge)
     neurons: list[Neuron] = []
     columns: list[tuple[Tensor, ...]] = []
     for r, (bn_mean, bn_var) in zip(recorded, statistics, strict=True):
@@ -184,13 +181,20 @@ def divergences(
     )
 
 
-def _deviations(recorded: SiteProfile, bn_mean: Tensor, bn_var: Tensor) -> Tensor:
-    """Return each image's deviation from the running mean and variance, ``(N, 2 D)`` float64.
+def _deviations(recorded: list[SiteProfile], statistics: list[tuple[Tensor, ...]]) -> Tensor:
+    """Return each image's deviations from the running means and variances, ``(N, 2 D_total)``.
 
     The mean over the training images of x - mean and of (x - mean)² - var is zero: linear in the
-    images, so that weights can bring it there. In running deviations and variances.
+    images, so that weights can bring it there. In running deviations and variances; float64.
     """
-    mean, var = bn_mean.double(), bn_var.double().clamp_min(_LEAST_VARIANCE)
-    first = recorded.sums / recorded.positions
-    second = recorded.squares / recorded.positions - 2 * mean * first + mean.square()
-    return torch.cat(((first - mean) / var.sqrt(), second / var - 1), 1)
+    widths = [r.site.channels for r in recorded for _ in range(2)]
+    deviations = torch.empty(len(recorded[0].sums), sum(widths), dtype=torch.float64)
+    # Written layer by layer: with thousands of images and channels one copy of this is a gigabyte.
+    columns = iter(deviations.split(widths, 1))
+    for r, (bn_mean, bn_var) in zip(recorded, statistics, strict=True):
+        mean, var = bn_mean.double(), bn_var.double().clamp_min(_LEAST_VARIANCE)
+        first = r.sums / r.positions
+        next(columns).copy_((first - mean) / var.sqrt())
+        second = r.squares / r.positions - 2 * mean * first + mean.square()
+        next(columns).copy_(second / var - 1)
+    return deviations
