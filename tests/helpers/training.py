@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.repairs import RepairContext, RepairData, divide
+from modelaudit.results import Finding, Pattern, ScannerResult
 from modelaudit.suspect import Suspect
 from tests.helpers.models import images, suspect_of, tiny_bn
 from tests.helpers.planted import TARGET, pattern_images, stamped, trained, vary
@@ -108,4 +109,24 @@ def is_well_formed(result: RepairedModel, suspect: Suspect) -> bool:
         and not any(child.training for child in result.module.modules())
         and all(t.device.type == "cpu" and t.is_contiguous() for t in state.values())
         and all(t.dtype == torch.float32 for t in state.values() if t.is_floating_point())
+    )
+
+
+def finding_of(
+    finding: Finding,
+    targets: tuple[int, ...],
+    pattern: Pattern | None = Pattern.ALL_TO_ONE,
+    *,
+    arrows: tuple[int, ...] | None = None,
+) -> ScannerResult:
+    """Return a scanner's word, as a repair's context holds it."""
+    return ScannerResult(
+        id="ban",
+        version="1",
+        family="parameter_noise",
+        finding=finding,
+        pattern=pattern,
+        target_labels=targets,
+        sees_all_to_all=False,
+        evidence={} if arrows is None else {"arrows": list(arrows)},
     )

@@ -21,9 +21,8 @@ from modelaudit.repairs.finetune_noise import (
     FinetuneNoisePaperCodeRepair,
     FinetuneNoiseRepair,
     NoiseObjective,
-    named_targets,
 )
-from modelaudit.results import Finding, Pattern, ScannerResult
+from modelaudit.results import Finding
 from modelaudit.scanners._noise_search import neuron_count, site_edits
 from modelaudit.suspect import BatchNormMode, Suspect, state_digest
 from tests.helpers.models import images, suspect_of, tiny_plain
@@ -32,6 +31,7 @@ from tests.helpers.training import (
     backdoored,
     context_of,
     copy_of,
+    finding_of,
     is_well_formed,
     pattern_data,
     rates,
@@ -223,36 +223,9 @@ def test_noise_removes_what_plain_fine_tuning_leaves() -> None:
     assert after[0] > before[0] - 0.05
 
 
-def result_of(
-    finding: Finding, targets: tuple[int, ...], pattern: Pattern | None = Pattern.ALL_TO_ONE
-) -> ScannerResult:
-    """Return a scanner's word."""
-    return ScannerResult(
-        id="ban",
-        version="1",
-        family="parameter_noise",
-        finding=finding,
-        pattern=pattern,
-        target_labels=targets,
-        sees_all_to_all=False,
-    )
-
-
-def test_targets_are_those_of_accusing_scanners() -> None:
-    findings = [
-        result_of(Finding.STRONG, (3,)),
-        result_of(Finding.SUSPICIOUS, (1, 3), None),
-        result_of(Finding.NONE, (2,)),
-    ]
-    assert named_targets(findings) == (1, 3)
-    assert named_targets(()) == ()
-    all_to_all = result_of(Finding.STRONG, (0, 1, 2, 3), Pattern.ALL_TO_ALL)
-    assert named_targets([*findings, all_to_all]) == ()
-
-
 def test_noise_aims_at_named_targets_unless_told_otherwise() -> None:
     suspect, data = tiny_suspect(), tiny_data()
-    context = context_of(findings=(result_of(Finding.STRONG, (2,)),))
+    context = context_of(findings=(finding_of(Finding.STRONG, (2,)),))
     config = replace(QUICK, aimed_fraction=1.0)
     aimed = FinetuneNoiseRepair(config).repair(suspect, data, context=context)
     assert aimed.details["targets"] == [2]
@@ -272,7 +245,7 @@ def test_aimed_noise_removes_more() -> None:
         epochs=6, learning_rate=0.01, aimed_fraction=1.0, crop=False, flip=False
     )
     rate = {}
-    for name, findings in (("free", ()), ("aimed", (result_of(Finding.STRONG, (TARGET,)),))):
+    for name, findings in (("free", ()), ("aimed", (finding_of(Finding.STRONG, (TARGET,)),))):
         context = context_of(max_accuracy_drop=0.05, findings=findings)
         made = FinetuneNoiseRepair(config).repair(suspect, data, context=context)
         rate[name] = rates(made.module)

@@ -22,7 +22,6 @@ from modelaudit.repairs.nad import (
     NadRepair,
     released_rate,
     stage_weights,
-    twin,
 )
 from modelaudit.suspect import state_digest
 from tests.helpers.models import images, suspect_of, tiny_bn, tiny_resnet
@@ -135,17 +134,6 @@ def test_weights_go_to_the_last_stages() -> None:
     assert stage_weights((1.0, 2.0, 3.0), stages) == (2.0, 3.0)
     with pytest.raises(ConfigError, match="attention_weights"):
         stage_weights((), stages)
-
-
-def test_the_twin_shares_nothing_but_the_counter() -> None:
-    model = copy_of(tiny_suspect())
-    other = twin(model)
-    assert same_state(model.module, other.module)
-    other.logits(images(3))
-    assert model.passes.forward_backward == 3
-    with torch.no_grad():
-        next(iter(other.module.parameters())).add_(1)
-    assert not same_state(model.module, other.module)
 
 
 def test_the_suspect_stays_and_the_result_is_well_formed() -> None:

@@ -8,8 +8,6 @@ from torch import nn
 
 from modelaudit.errors import ConfigError
 from modelaudit.repairs import PruneMask, PruneMode, RepairData
-from modelaudit.repairs._displaced import Displacement
-from modelaudit.repairs._distil import Distilling
 from modelaudit.repairs.prune_recover import (
     PruneRecoverConfig,
     PruneRecoverRepair,
@@ -102,57 +100,6 @@ def test_as_little_is_recovered_as_accuracy_and_target_ask_for(
     assert curve[-1][0] == place
     expected = {n: torch.lerp(pruned[n], w, place) for n, w in recovered.items()}
     assert all(torch.equal(expected[n], w) for n, w in _weights(suspect.module).items())
-
-
-def distilling(weight: float, seed: int = 0) -> tuple[Distilling, torch.Tensor, torch.Tensor]:
-    """A student and a teacher whose displacement moves no channel; images and logits of both."""
-    student = models.suspect_of(models.tiny_bn(1))
-    teacher = models.suspect_of(models.tiny_bn(2))
-    nowhere = Displacement(means={"norm1": torch.full((8,), torch.nan)})
-    objective = Distilling(
-        student,
-        teacher,
-        ways=(nowhere,),
-        weight=weight,
-        draws=torch.Generator().manual_seed(seed),
-        dtype=None,
-    )
-    pixels = models.images(6)
-    wanted = teacher.logits(pixels).softmax(1)
-    expected = -(wanted * student.logits(pixels).log_softmax(1)).sum(1).mean()
-    return objective, pixels, expected.detach()
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_both_terms_are_cross_entropies_to_the_teachers_answers(weight: float) -> None:
-    objective, pixels, expected = distilling(weight)
-    loss = objective.loss(pixels, torch.zeros(6, dtype=torch.int64))
-    torch.testing.assert_close(loss.detach(), (1 + weight) * expected)
-
-
-def test_the_teacher_gets_no_gradient() -> None:
-    objective, pixels, _ = distilling(0.5)
-    objective.loss(pixels, torch.zeros(6, dtype=torch.int64)).backward()
-    assert all(p.grad is None for p in objective.teacher.module.parameters())
-    assert all(p.grad is not None for p in objective.model.module.parameters())
-
-
-def test_a_displaced_batch_is_to_keep_its_answers() -> None:
-    student = models.suspect_of(models.tiny_bn(1))
-    far = Displacement(means={"norm1": torch.full((8,), 9.0)})
-    objective = Distilling(
-        student,
-        student,
-        ways=(far,),
-        weight=1.0,
-        draws=torch.Generator().manual_seed(0),
-        dtype=None,
-    )
-    pixels = models.images(6)
-    probabilities = student.logits(pixels).softmax(1)
-    own = -(probabilities * probabilities.log()).sum(1).mean()
-    loss = objective.loss(pixels, torch.zeros(6, dtype=torch.int64))
-    assert float(loss.detach()) > 2 * float(own.detach()) + 0.01
 
 
 def test_masks_of_two_rounds_join() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -90,6 +90,35 @@ def displaced(model: Suspect, where: Displacement) -> Generator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class DrawnDisplacements:
+    """The logits of images under one of some displacements, drawn anew for each batch.
+
+    Of the drawn one the first layers are displaced, as many as drawn too.
+
+    Args:
+        model: the copy, BatchNorm with the running statistics.
+        ways: displacements, at least one.
+        draws: CPU generator of both choices.
+    """
+
+    def __init__(
+        self, model: Suspect, ways: Sequence[Displacement], *, draws: torch.Generator
+    ) -> None:
+        self.model = model
+        self.ways = tuple(ways)
+        self.draws = draws
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return ``(N, K)`` float32 logits of `images`."""
+        way = self.ways[self._below(len(self.ways))]
+        part = way.first(1 + self._below(len(way.means)))
+        with displaced(self.model, part):
+            return self.model.logits(images)
+
+    def _below(self, count: int) -> int:
+        return int(torch.randint(count, (), generator=self.draws))
 
 
 def _shifting(wanted: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:

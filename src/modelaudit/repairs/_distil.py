@@ -1,39 +1,57 @@
-"""Self-distillation: a pruned copy learns the answers of the suspect on clean images again."""
+"""Self-distillation: a copy keeps the suspect's answers, on clean images and on disturbed ones."""
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
 
-from modelaudit.repairs._displaced import displaced
 from modelaudit.repairs._training import Objective
+from modelaudit.suspect import Suspect
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
-    from modelaudit.repairs._displaced import Displacement
-    from modelaudit.suspect import Suspect
+
+def twin(model: Suspect) -> Suspect:
+    """Return the suspect of a copy of `model`'s module, whose passes `model` counts."""
+    other = Suspect(
+        copy.deepcopy(model.module),
+        preprocessing=model.preprocessing,
+        input_size=model.input_size,
+        input_channels=model.input_channels,
+        num_classes=model.num_classes,
+        device=model.device,
+    )
+    other.passes = model.passes
+    return other
+
+
+def teacher_of(model: Suspect) -> Suspect:
+    """Return a frozen copy of `model` as it is now, whose passes `model` counts."""
+    teacher = twin(model)
+    teacher.module.requires_grad_(requires_grad=False)
+    return teacher
 
 
 class Distilling(Objective):
-    """CE to a frozen teacher's answers, on clean images and on clean images that are displaced.
+    """CE to a frozen teacher's answers, on clean images and on the same images disturbed.
 
     Up to the teacher's entropy the first term is KL(teacher || model). Few images are soon known by
     heart; probabilities say more about each of them than its label does, and no label is needed.
-    What the teacher makes of displaced images, which act as triggered ones do, is never asked: they
+    What the teacher makes of disturbed images, which act as triggered ones do, is never asked: they
     are to keep the answer of the image as it is. Without the second term the model would learn the
-    backdoor along with the target class, by channels that are left.
+    backdoor along with the target class.
 
     Args:
         model: the copy that is trained, BatchNorm with the running statistics.
         teacher: a frozen network in eval mode, such as the suspect itself.
-        ways: displacements, one of which is drawn for each batch, and of that the first layers, as
-            many as drawn too.
-        weight: of the second term.
-        draws: CPU generator of both choices.
+        disturbed: maps images to the logits that `model` has for them under a disturbance, with
+            their graph; called once a step.
+        weight: of the second term; 0 leaves it out.
         dtype: of convolutions and matrix products; None for float32.
     """
 
@@ -42,16 +60,14 @@ class Distilling(Objective):
         model: Suspect,
         teacher: Suspect,
         *,
-        ways: Sequence[Displacement],
+        disturbed: Callable[[Tensor], Tensor],
         weight: float,
-        draws: torch.Generator,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__(model, dtype=dtype)
         self.teacher = teacher
-        self.ways = tuple(ways)
+        self.disturbed = disturbed
         self.weight = weight
-        self.draws = draws
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - the teacher answers
         """Return both terms in nats; the teacher's forward pass of each image is counted."""
@@ -60,14 +76,9 @@ class Distilling(Objective):
         loss = _cross_entropy(self.logits(images), wanted)
         if not self.weight:
             return loss
-        way = self.ways[self._below(len(self.ways))]
-        part = way.first(1 + self._below(len(way.means)))
-        with displaced(self.model, part):
-            moved = self.logits(images)
-        return loss + self.weight * _cross_entropy(moved, wanted)
-
-    def _below(self, count: int) -> int:
-        return int(torch.randint(count, (), generator=self.draws))
+        with self.model.autocast(self.dtype):
+            disturbed = self.disturbed(images)
+        return loss + self.weight * _cross_entropy(disturbed, wanted)
 
 
 def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:

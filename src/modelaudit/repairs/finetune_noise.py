@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from modelaudit.config import require_range
 from modelaudit.repairs._noise import adversarial_noise
+from modelaudit.repairs._targets import named_targets
 from modelaudit.repairs._training import (
     Objective,
     Schedule,
@@ -33,7 +34,7 @@ from modelaudit.repairs._training import (
     train,
 )
 from modelaudit.repairs.base import Change, Repair, RepairContext
-from modelaudit.results import Cost, Finding, Pattern
+from modelaudit.results import Cost
 from modelaudit.scanners._noise_search import paper_epsilon, site_edits
 from modelaudit.seeds import generator
 from modelaudit.suspect import BatchNormMode
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelaudit.repairs.data import RepairData
-    from modelaudit.results import ScannerResult
     from modelaudit.suspect import Suspect
 
 
@@ -139,18 +139,6 @@ class NoiseObjective(Objective):
         self.epsilons.append(self.epsilon)
         if not self.is_released and mean >= math.log(self.model.num_classes):
             self.epsilon /= 2
-
-
-def named_targets(findings: Sequence[ScannerResult]) -> tuple[int, ...]:
-    """Return the classes that scanners accuse of being an all-to-one target, ascending.
-
-    An all-to-all backdoor has every class for a target: noise that aims at one of them would miss
-    the others.
-    """
-    accusing = [f for f in findings if f.finding in {Finding.SUSPICIOUS, Finding.STRONG}]
-    if any(f.pattern is Pattern.ALL_TO_ALL for f in accusing):
-        return ()
-    return tuple(sorted({target for f in accusing for target in f.target_labels}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

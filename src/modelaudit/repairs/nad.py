@@ -6,7 +6,6 @@ where its feature maps are active, which a trigger's corner is not.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from modelaudit.config import require_range
 from modelaudit.errors import ConfigError
 from modelaudit.functional.attention import attention_distance
+from modelaudit.repairs._distil import twin
 from modelaudit.repairs._stages import Stage, find_stages, recorded
 from modelaudit.repairs._training import (
     Objective,
@@ -29,7 +29,6 @@ from modelaudit.repairs._training import (
 from modelaudit.repairs.base import Change, Repair, RepairContext
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
-from modelaudit.suspect import Suspect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelaudit.repairs.data import RepairData
+    from modelaudit.suspect import Suspect
 
 #: Weights of the attention terms, first stage first; the released code's.
 _WEIGHTS = (500.0, 1000.0, 1000.0)
@@ -83,20 +83,6 @@ class AttentionObjective(Objective):
         for weight, distance in zip(self.weights, self.distances(), strict=True):
             loss = loss + weight * distance
         return loss
-
-
-def twin(model: Suspect) -> Suspect:
-    """Return the suspect of a copy of `model`'s module, whose passes `model` counts."""
-    other = Suspect(
-        copy.deepcopy(model.module),
-        preprocessing=model.preprocessing,
-        input_size=model.input_size,
-        input_channels=model.input_channels,
-        num_classes=model.num_classes,
-        device=model.device,
-    )
-    other.passes = model.passes
-    return other
 
 
 def stage_weights(weights: Sequence[float], stages: Sequence[Stage]) -> tuple[float, ...]:

@@ -24,7 +24,8 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.repairs._carriers import GONE
-from modelaudit.repairs._distil import Distilling
+from modelaudit.repairs._displaced import DrawnDisplacements
+from modelaudit.repairs._distil import Distilling, teacher_of
 from modelaudit.repairs._traces import TraceConfig, cut_carriers, follow_traces
 from modelaudit.repairs._training import (
     Schedule,
@@ -34,7 +35,6 @@ from modelaudit.repairs._training import (
     validation_accuracy,
 )
 from modelaudit.repairs.base import Change, Repair
-from modelaudit.repairs.nad import twin
 from modelaudit.repairs.pruning import PruneMask, prune_mask
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
@@ -142,8 +142,7 @@ class PruneRecoverRepair(Repair[PruneRecoverConfig]):
         allowed = min(config.final_accuracy_drop, context.max_accuracy_drop)
         before = _looked_at(model, data, context, target)
         floors = (before[0] - allowed, before[1] - config.final_target_drop)
-        teacher = twin(model)
-        teacher.module.requires_grad_(requires_grad=False)
+        teacher = teacher_of(model)
         augmentation = augmentation_for(model, data, context, crop=config.crop, flip=config.flip)
         mask: PruneMask | None = None
         pruned = _weights(model.module)
@@ -165,9 +164,12 @@ class PruneRecoverRepair(Repair[PruneRecoverConfig]):
             objective = Distilling(
                 model,
                 teacher,
-                ways=followed.lead.ways,
+                disturbed=DrawnDisplacements(
+                    model,
+                    followed.lead.ways,
+                    draws=generator(context.seed, self.id, "displaced", number),
+                ),
                 weight=config.displaced_weight,
-                draws=generator(context.seed, self.id, "displaced", number),
                 dtype=context.search_dtype,
             )
             losses += self._recover(

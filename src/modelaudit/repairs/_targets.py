@@ -1,0 +1,61 @@
+"""Where a scan says that images are led: what repairs may aim at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelaudit.results import Finding, Pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from modelaudit.results import ScannerResult
+
+#: entry of a label map for a class that is led nowhere
+STAYS = -1
+
+
+def accusing(findings: Sequence[ScannerResult]) -> tuple[ScannerResult, ...]:
+    """Return the findings that are suspicious or strong."""
+    return tuple(f for f in findings if f.finding in {Finding.SUSPICIOUS, Finding.STRONG})
+
+
+def named_targets(findings: Sequence[ScannerResult]) -> tuple[int, ...]:
+    """Return the classes that scanners accuse of being an all-to-one target, ascending.
+
+    An all-to-all backdoor has every class for a target: what aims at one of them would miss the
+    others.
+    """
+    found = accusing(findings)
+    if any(f.pattern is Pattern.ALL_TO_ALL for f in found):
+        return ()
+    return tuple(sorted({target for f in found for target in f.target_labels}))
+
+
+def label_maps(findings: Sequence[ScannerResult], num_classes: int) -> tuple[Tensor, ...]:
+    """Return where a trigger would lead each class, one map for each backdoor that is suspected.
+
+    Args:
+        findings: of a scan.
+        num_classes: K.
+
+    Returns:
+        Maps of shape ``(K,)``, int64; `STAYS` for a class that is led nowhere. One for each target
+        that is named; the arrows of an all-to-all finding instead where there is one.
+    """
+    for result in accusing(findings):
+        arrows = result.evidence.get("arrows")
+        if result.pattern is Pattern.ALL_TO_ALL and isinstance(arrows, list | tuple):
+            return (torch.tensor([int(a) for a in arrows], dtype=torch.int64),)  # type: ignore[arg-type]
+    return tuple(map_to(target, num_classes) for target in named_targets(findings))
+
+
+def map_to(target: int, num_classes: int) -> Tensor:
+    """Return the map of an all-to-one backdoor: every class to `target`, which stays itself."""
+    led = torch.full((num_classes,), target, dtype=torch.int64)
+    led[target] = STAYS
+    return led

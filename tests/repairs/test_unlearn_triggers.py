@@ -1,0 +1,191 @@
+"""Stand-ins for a trigger: their search, and unlearning what they do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from modelaudit.errors import ConfigError
+from modelaudit.repairs._stand_ins import StandIn, search_stand_in
+from modelaudit.repairs._targets import map_to
+from modelaudit.repairs.unlearn_triggers import (
+    StandInBank,
+    UnlearnTriggersConfig,
+    UnlearnTriggersRepair,
+)
+from modelaudit.results import Finding, Pattern
+from modelaudit.suspect import Suspect, state_digest
+from tests.helpers.planted import TARGET, pattern_images, trained
+from tests.helpers.training import (
+    backdoored,
+    context_of,
+    copy_of,
+    finding_of,
+    is_well_formed,
+    pattern_data,
+    rates,
+    same_state,
+)
+
+QUICK = UnlearnTriggersConfig(
+    starts=2, searches=1, search_steps=60, steps=60, learning_rate=0.01, crop=False, flip=False
+)
+NAMED = (finding_of(Finding.STRONG, (TARGET,)),)
+
+
+def stand_in_of(suspect: Suspect, *, price: float, seed: int = 0) -> StandIn:
+    """Search one that leads to the planted target."""
+    pictures, truth = pattern_images(200, 8)
+    away = truth != TARGET
+    return search_stand_in(
+        suspect,
+        pictures[away],
+        torch.full((int(away.sum()),), TARGET),
+        steps=60,
+        batch=32,
+        price=price,
+        dtype=None,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def test_a_stand_in_mixes_by_its_mask() -> None:
+    mask = torch.tensor([[[[0.0, 0.25], [0.5, 1.0]]]])
+    found = StandIn(mask=mask, pattern=torch.full((1, 3, 2, 2), 0.8), success=0.0)
+    under = found.put_on(torch.full((2, 3, 2, 2), 0.4))
+    torch.testing.assert_close(under[1, 2], torch.tensor([[0.4, 0.5], [0.6, 0.8]]))
+    assert found.pixels == 1.75
+
+
+def test_a_backdoor_takes_fewer_pixels() -> None:
+    planted, clean = (stand_in_of(trained(is_backdoored=b), price=20.0) for b in (True, False))
+    assert planted.success > 0.9
+    assert planted.pixels < 0.8 * clean.pixels
+
+
+def test_what_is_not_worth_its_price_fades() -> None:
+    found = stand_in_of(backdoored(), price=1000.0)
+    assert found.success < 0.1
+    assert found.pixels < 1
+
+
+def test_a_search_leaves_the_model_as_it_is() -> None:
+    suspect = copy_of(backdoored())
+    before = state_digest(suspect.module)
+    stand_in_of(suspect, price=20.0)
+    assert state_digest(suspect.module) == before
+    assert all(p.grad is None and p.requires_grad for p in suspect.module.parameters())
+    assert suspect.passes.forward_backward == 60 * 32
+
+
+def test_the_backdoor_goes_and_the_accuracy_stays() -> None:
+    suspect = backdoored()
+    config = replace(QUICK, mask_price=20.0)
+    made = UnlearnTriggersRepair(config).repair(
+        suspect, pattern_data(), context=context_of(findings=NAMED, max_accuracy_drop=0.05)
+    )
+    (accuracy, success), (accuracy_after, success_after) = (
+        rates(suspect.module),
+        rates(made.module),
+    )
+    assert success > 0.9
+    assert success_after < 0.2
+    assert accuracy_after > accuracy - 0.03
+    assert is_well_formed(made, suspect)
+    buffers = dict(made.module.named_buffers())
+    assert all(torch.equal(b, buffers[n]) for n, b in suspect.module.named_buffers())
+
+
+def test_without_stand_ins_in_the_loss_it_stays() -> None:
+    config = replace(QUICK, mask_price=20.0, trigger_weight=0.0)
+    made = UnlearnTriggersRepair(config).repair(
+        backdoored(), pattern_data(), context=context_of(findings=NAMED)
+    )
+    assert rates(made.module)[1] > 0.8
+
+
+def test_a_user_may_name_the_target() -> None:
+    config = replace(QUICK, mask_price=20.0)
+    data = pattern_data()
+    told = UnlearnTriggersRepair(replace(config, target=TARGET)).repair(
+        backdoored(), data, context=context_of()
+    )
+    found = UnlearnTriggersRepair(config).repair(
+        backdoored(), data, context=context_of(findings=NAMED)
+    )
+    assert same_state(told.module, found.module)
+
+
+def test_the_passes_are_those_of_the_estimate() -> None:
+    suspect, data = backdoored(), pattern_data()
+    repair = UnlearnTriggersRepair(replace(QUICK, mask_price=20.0))
+    made = repair.repair(suspect, data, context=context_of(findings=NAMED))
+    assert made.cost.forward_backward == repair.estimate(suspect, data).forward_backward
+    assert made.cost.forward <= repair.estimate(suspect, data).forward + 2 * len(data.validation)
+
+
+def test_nothing_changes_where_no_target_is_named() -> None:
+    suspect, data = backdoored(), pattern_data()
+    made = UnlearnTriggersRepair(QUICK).repair(suspect, data, context=context_of())
+    assert same_state(made.module, suspect.module)
+    assert "no scan names a target" in made.notes[0]
+
+
+def test_nothing_changes_where_no_stand_in_works() -> None:
+    suspect, data = trained(is_backdoored=False), pattern_data()
+    config = replace(QUICK, mask_price=1000.0)
+    made = UnlearnTriggersRepair(config).repair(suspect, data, context=context_of(findings=NAMED))
+    assert same_state(made.module, suspect.module)
+    assert "no stand-in" in made.notes[0]
+
+
+def bank_of(suspect: Suspect, maps: tuple[torch.Tensor, ...], **changes: object) -> StandInBank:
+    return StandInBank(
+        suspect,
+        pattern_data(),
+        maps,
+        replace(QUICK, mask_price=20.0, **changes),  # type: ignore[arg-type]  # a shorthand
+        every=2,
+        draws=torch.Generator().manual_seed(0),
+        dtype=None,
+    )
+
+
+def test_further_searches_come_at_even_steps_over_all_maps_and_end() -> None:
+    suspect = copy_of(backdoored())
+    bank = bank_of(suspect, (map_to(TARGET, 6), map_to(0, 6)), searches=3, least_success=0.0)
+    bank.search(0)
+    for _ in range(10):
+        bank(pattern_data().images[:4])
+    assert [(step, index) for step, index, *_ in bank.log] == [(0, 0), (2, 0), (4, 1), (6, 0)]
+    assert len(bank.kept) == 4
+
+
+def test_what_does_not_work_is_not_kept() -> None:
+    bank = bank_of(copy_of(backdoored()), (map_to(TARGET, 6),), least_success=1.0, search_steps=1)
+    bank.search(0)
+    assert bank.kept == []
+    assert len(bank.log) == 1
+
+
+def test_classes_that_stay_are_not_searched() -> None:
+    bank = bank_of(copy_of(backdoored()), (torch.full((6,), -1),))
+    bank.search(0)
+    assert bank.log == []
+
+
+def test_an_all_to_all_finding_is_followed_by_its_arrows() -> None:
+    arrows = (1, 2, 3, 4, 5, 0)
+    finding = finding_of(Finding.STRONG, (), Pattern.ALL_TO_ALL, arrows=arrows)
+    made = UnlearnTriggersRepair(replace(QUICK, least_success=0.0)).repair(
+        backdoored(), pattern_data(), context=context_of(findings=(finding,))
+    )
+    assert made.details["maps"] == [list(arrows)]
+
+
+@pytest.mark.parametrize("field", ["target", "starts", "steps", "mask_price", "batch"])
+def test_values_out_of_range_are_refused(field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        UnlearnTriggersConfig(**{field: -1})  # type: ignore[arg-type]  # on purpose
