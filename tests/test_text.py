@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelaudit.text import escape_untrusted
+from modelaudit.text import escape_untrusted, points_text
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,11 @@ def test_long_text_is_cut_to_the_limit_and_says_so() -> None:
 def test_an_escape_is_never_cut_in_half() -> None:
     assert escape_untrusted("abcd\x00tail", 7) == "abcd…"
     assert escape_untrusted("\0\0", 1) == "…"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"),
+    [(0.02, "2.0"), (-0.0201, "-2.0"), (0.0, "0.0"), (-0.0004, "0.0"), (1.0, "100.0")],
+)
+def test_points_have_one_decimal_and_zero_no_sign(fraction: float, shown: str) -> None:
+    assert points_text(fraction) == shown

@@ -82,6 +82,12 @@ class Measurements:
         interval_before: two-sided 95 % Clopper-Pearson interval of `accuracy_before`.
         interval_after: that of `accuracy_after`.
         agreement: share that both predict alike.
+        lost: images that only the suspect labels correctly; without labels, those that the two
+            label differently.
+        won: images that only the repaired model labels correctly; without labels none.
+        standard_error: of `accuracy_drop`, a fraction; the two models see the same images.
+        interval_drop: two-sided 95 % interval of `accuracy_drop`: Newcombe's for paired shares;
+            without labels that of Clopper and Pearson.
         recalls: of every class that has images, ascending.
     """
 
@@ -91,6 +97,10 @@ class Measurements:
     interval_before: tuple[float, float] | None
     interval_after: tuple[float, float] | None
     agreement: float
+    lost: int
+    won: int
+    standard_error: float
+    interval_drop: tuple[float, float]
     recalls: tuple[ClassRecall, ...] = ()
 
     @property
@@ -104,6 +114,40 @@ class Measurements:
     def worst(self) -> ClassRecall | None:
         """The class that lost most, the first of equals; None where nothing was counted."""
         return max(self.recalls, key=lambda recall: recall.loss, default=None)
+
+
+class BudgetState(StrEnum):
+    """What the 95 % interval of a loss says of the accuracy budget, whatever the estimate says."""
+
+    #: it ends within the budget
+    WITHIN = "within"
+    #: it begins over the budget
+    OVER = "over"
+    #: the budget lies inside it
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetCheck:
+    """A repaired model beside the accuracy budget; losses are fractions of the held-out images.
+
+    Attributes:
+        models: how many models were measured on the same held-out images, this one included.
+        luck: by how many standard errors the luckiest of so many looks better than it is, on
+            average; 0 for one.
+        judged_drop: the loss plus `luck` standard errors, which is compared with the budget.
+        is_within: whether that is within the budget; decides what is written.
+        interval: what the interval of the loss says; decides nothing.
+        images_to_settle: about how many held-out images would move an open interval off the budget;
+            null where it is not open, or where the loss is too close to the budget for a number.
+    """
+
+    models: int
+    luck: float
+    judged_drop: float
+    is_within: bool
+    interval: BudgetState
+    images_to_settle: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +238,8 @@ class RepairAttempt:
         pruned: (layer name, channel indices) of every layer with pruned channels.
         validation: on the images that the repair chose its amount on; it is biased by that choice.
         proof: on held-out clean images that the repair never saw.
+        budget: `proof` beside the accuracy budget, judged when all attempts had been measured; null
+            without a proof.
         effects: artefacts of both scans, tried on both models.
         after: the re-scan; null in a dry run.
         explained: scanners whose finding in the re-scan is traces that lead nowhere.
@@ -215,6 +261,7 @@ class RepairAttempt:
     pruned: tuple[tuple[str, tuple[int, ...]], ...] = ()
     validation: Measurements | None = None
     proof: Measurements | None = None
+    budget: BudgetCheck | None = None
     effects: tuple[Effect, ...] = ()
     after: ScanSummary | None = None
     explained: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Untrusted text made fit to print: keys, class names and metadata come from strangers' files."""
+"""Text for every report: what comes from strangers' files made fit to print, and points."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ def escape_untrusted(text: str, limit: int = 200) -> str:
             return _cut("".join(pieces), limit)
         pieces.append(piece)
     return "".join(pieces)
+
+
+def points_text(fraction: float) -> str:
+    """Return a fraction as percentage points with one decimal; zero has no sign.
+
+    Example:
+        >>> points_text(-0.0201), points_text(-0.0001)
+        ('-2.0', '0.0')
+    """
+    # Adding zero turns the negative zero that rounding leaves into zero.
+    return f"{round(100 * fraction, 1) + 0.0:.1f}"
 
 
 def _escape(character: str) -> str:

@@ -15,8 +15,9 @@ from modelaudit.bench.repair_tracker import RepairTracker
 from modelaudit.bench.runner import make_attack
 from modelaudit.bench.selection import Selection
 from modelaudit.bench.tables.read import read_rows
+from modelaudit.engine.repair import AUTO_PRUNE_FIRST, AUTO_TRAIN
 from modelaudit.errors import ConfigError
-from modelaudit.repairs import Change, RepairData
+from modelaudit.repairs import Change, RepairContext, RepairData
 from tests.helpers.fake_repairs import accusing, broken, cut, leave, repair_class, wreck
 from tests.helpers.populations import rows
 from tests.helpers.repair_populations import ATTACKED, CLEAN, TARGET, install_only, write_population
@@ -59,6 +60,7 @@ def _components(monkeypatch: pytest.MonkeyPatch, seen: list[RepairData]) -> None
         repair_class("prune_mbns", cut),
         repair_class("prune_recover", leave, is_training=True),
         repair_class("finetune_noise", leave, is_training=True),
+        repair_class("unlearn_triggers", leave, is_training=True),
         repair_class("wreck", wreck, variants={"paper_code": repair_class("wreck", leave)}),
         repair_class("broken", broken),
         repair_class("picky", leave, min_images=10**6),
@@ -118,7 +120,8 @@ def test_row_says_what_the_tables_ask(work: RepairWork) -> None:
     assert (row["acc_after"], row["asr_after"], row["ra_after"]) == (0.25, 0.0, 4 / 12)
     assert (row["outcome"], row["failure"], row["pruned"]) == ("done", None, 0)
     assert row["proof"]["accuracy_after"] == 0.25
-    assert not row["is_within_budget"]
+    assert row["is_within_budget"] is False
+    assert row["reason"].startswith("wreck costs 75.0 points of accuracy on 40 held-out images (")
     assert row["passes"]["forward"] > 0
     assert row["seconds"] > 0
     assert set(row["hardware"]) == {"cpu", "threads", "device"}
@@ -142,6 +145,7 @@ def test_need_that_is_not_met_leaves_the_model_and_is_no_failure(work: RepairWor
     assert row["failure"] == row["reason"] == "picky needs 1000000 clean images, got 60"
     assert (row["acc_after"], row["asr_after"]) == (row["acc_before"], row["asr_before"])
     assert row["validation"] is None
+    assert row["is_within_budget"] is None
 
 
 def test_repair_that_raises_is_a_row_and_stops_no_other(work: RepairWork) -> None:
@@ -276,7 +280,7 @@ def test_auto_repairs_what_is_accused_and_stops_when_the_rescan_is_clean(work: R
 
 
 def test_auto_leaves_a_clean_scan_alone(work: RepairWork, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = [repair_class(id_, leave) for id_ in ("prune_recover", "finetune_noise")]
+    others = [repair_class(id_, leave) for id_ in (*AUTO_PRUNE_FIRST[1:], *AUTO_TRAIN)]
     install_only(monkeypatch, repair_class("prune_mbns", cut), *others)
     (row,) = run(work, "auto", only=(CLEAN,))
     assert (row["outcome"], row["exit_status"], row["is_written"]) == ("not_needed", 0, False)
@@ -310,6 +314,7 @@ def test_images_follow_from_what_a_method_does(work: RepairWork) -> None:
         "picky": 500,
         "prune_mbns": 500,
         "prune_recover": 2500,
+        "unlearn_triggers": 2500,
         "wreck": 500,
     }
     assert {m.images for m in replace(work, images=70).built()} == {70}
@@ -328,12 +333,43 @@ def test_digest_of_auto_follows_what_it_may_use(
     work: RepairWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (before,) = replace(work, methods=("auto",)).built()
-    others = [repair_class(id_, leave) for id_ in ("prune_recover", "finetune_noise")]
+    others = [repair_class(id_, leave) for id_ in (*AUTO_PRUNE_FIRST[1:], *AUTO_TRAIN)]
     install_only(monkeypatch, repair_class("prune_mbns", cut), *others)
     (same,) = replace(work, methods=("auto",)).built()
     install_only(monkeypatch, repair_class("prune_mbns", cut, version="2"), *others)
     (other,) = replace(work, methods=("auto",)).built()
     assert before.config_sha256 == same.config_sha256 != other.config_sha256
+
+
+def test_repair_that_reads_findings_is_told_what_a_scan_says_and_keyed_by_its_scanners(
+    work: RepairWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, ...]] = []
+
+    def ask(_self: object, _model: Suspect, _data: RepairData, context: RepairContext) -> Change:
+        told.append(tuple(t for f in context.findings for t in f.target_labels))
+        return Change()
+
+    def install(version: str) -> None:
+        install_only(
+            monkeypatch,
+            repair_class("deaf", leave, _repair=ask),
+            repair_class("asks", leave, _repair=ask, reads_findings=True),
+            scan=accusing(TARGET),
+            scan_version=version,
+        )
+
+    def keys() -> list[str]:
+        return [m.config_sha256 for m in replace(work, methods=("deaf", "asks")).built()]
+
+    install("1")
+    run(work, "deaf", "asks", only=(ATTACKED,))
+    assert told == [(), (TARGET,)]
+    before = keys()
+    install("2")
+    after = keys()
+    assert before[0] == after[0]
+    assert before[1] != after[1]
 
 
 def test_repairs_are_counted_by_model_and_method(work: RepairWork) -> None:

@@ -9,6 +9,8 @@ from modelaudit.functional.special import (
     binomial_lower_end,
     binomial_upper_end,
     inverse_regularised_incomplete_beta,
+    normal_cdf,
+    normal_quantile,
     regularised_incomplete_beta,
 )
 
@@ -91,3 +93,28 @@ def test_binomial_ends_leave_the_stated_tail() -> None:
     low, high = binomial_lower_end(7, 20, 0.01), binomial_upper_end(7, 20, 0.01)
     assert float(stats.binom.sf(6, 20, low)) == pytest.approx(0.01, rel=1e-9)
     assert float(stats.binom.cdf(7, 20, high)) == pytest.approx(0.01, rel=1e-9)
+
+
+@pytest.mark.parametrize("x", [-38.0, -8.0, -1.0, 0.0, 0.5, 1.96, 8.0])
+def test_normal_cdf_agrees_with_scipy(x: float) -> None:
+    from scipy import stats
+
+    assert normal_cdf(x) == pytest.approx(float(stats.norm.cdf(x)), rel=1e-11)
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.6, 0.9, 0.975, 0.9999])
+def test_normal_quantile_agrees_with_scipy(probability: float) -> None:
+    from scipy import stats
+
+    expected = float(stats.norm.ppf(probability))
+    assert normal_quantile(probability) == pytest.approx(expected, abs=1e-11)
+
+
+def test_normal_quantile_is_finite_to_the_end() -> None:
+    assert 38.0 < normal_quantile(1.0) < 39.0
+
+
+@pytest.mark.parametrize("probability", [0.49, 1.1, math.nan])
+def test_normal_quantile_refuses_what_is_not_in_the_upper_half(probability: float) -> None:
+    with pytest.raises(ValueError, match=r"probability must be in \[0.5, 1\]"):
+        normal_quantile(probability)

@@ -89,12 +89,13 @@ def install_only(
     monkeypatch: pytest.MonkeyPatch,
     *repairs: type[Repair[FakeConfig]],
     scan: Callable[[Suspect, CleanImages, ScanContext], Observation] = nothing,
+    scan_version: str = "1",
 ) -> None:
     """Make the environment have these repairs, a scanner ``mbns``, and no other ones."""
     from modelaudit import registry
 
     fakes = {
-        "modelaudit.scanners": [point("mbns", scanner_class("mbns", scan))],
+        "modelaudit.scanners": [point("mbns", scanner_class("mbns", scan, version=scan_version))],
         "modelaudit.repairs": [point(cls.id, cls, "repairs") for cls in repairs],
     }
 

@@ -6,6 +6,9 @@ import types
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from modelaudit.engine.budget import check_budget
 from modelaudit.engine.repaired import EncodedFile
 from modelaudit.repair_results import (
     ClassRecall,
@@ -17,6 +20,7 @@ from modelaudit.repair_results import (
     ScanSummary,
     WrittenFile,
 )
+from modelaudit.repairs import measure
 from modelaudit.results import Cost, ExitStatus
 from tests.helpers.reports import FakeEngine, backdoored, clean
 
@@ -33,6 +37,10 @@ MEASURED = Measurements(
     interval_before=(0.886, 0.961),
     interval_after=(0.873, 0.953),
     agreement=0.985,
+    lost=3,
+    won=1,
+    standard_error=0.00995,
+    interval_drop=(-0.011, 0.034),
     recalls=(
         ClassRecall(label=0, images=20, before=0.95, after=0.95),
         ClassRecall(label=3, images=20, before=0.9, after=0.85),
@@ -56,6 +64,7 @@ TRIED = RepairAttempt(
     pruned=(("layer1.0.bn1", (2, 5)), ("layer4.1.bn2", tuple(range(30)))),
     validation=MEASURED,
     proof=MEASURED,
+    budget=check_budget(MEASURED, models=2, max_accuracy_drop=0.02),
     effects=(EFFECT, replace(EFFECT, target=None, control_share=0.021, is_of_rescan=True)),
     after=ScanSummary.of(clean()),
     explained=("mbns",),
@@ -69,6 +78,26 @@ TRIED = RepairAttempt(
 )
 
 
+def proof_of(
+    *, lost: int, won: int, right: int = 150, images: int = 200, has_labels: bool = True
+) -> Measurements:
+    """Return what is measured where the suspect labels `right` images rightly.
+
+    Args:
+        lost: how many of these the repaired model labels wrongly.
+        won: how many others it labels rightly.
+        right: what the suspect labels rightly.
+        images: how many there are.
+        has_labels: whether the user has said which label is right.
+    """
+    before = torch.zeros(images, dtype=torch.int64)
+    before[right:] = 1
+    after = before.clone()
+    after[:lost] = 2
+    after[right : right + won] = 0
+    return measure(before, after, torch.zeros_like(before), has_labels=has_labels)
+
+
 def repaired() -> RepairReport:
     """Return the report of a repair that was written and whose re-scan is clean."""
     scan = backdoored()
@@ -76,7 +105,7 @@ def repaired() -> RepairReport:
         outcome=RepairOutcome.REPAIRED,
         exit_status=0,
         reason_code="MA-R003",
-        reason="prune_mbns costs 1.0% of accuracy on 200 held-out images",
+        reason="prune_mbns costs 1.0 points of accuracy on 200 held-out images",
         next_step="a clean re-scan is evidence, not proof",
         method="auto",
         suspect=scan.suspect,

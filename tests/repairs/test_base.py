@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from modelaudit.errors import ConfigError, RepairError, ShapeError, UnmetNeedError
+from modelaudit.functional.paired import paired_interval
+from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repairs import (
     Change,
     Repair,
@@ -163,6 +166,23 @@ def test_measure_counts_by_hand() -> None:
     assert unlabelled.accuracy_before is None
     assert unlabelled.interval_after is None
     assert unlabelled.accuracy_drop == pytest.approx(2 / 5)
+    # Only the first model is right on image 4, only the second on image 3.
+    assert (seen.lost, seen.won) == (1, 1)
+    assert seen.standard_error == pytest.approx(math.sqrt(2) / 5)
+    assert seen.interval_drop == paired_interval(both=2, first_only=1, second_only=1, neither=1)
+    # Without labels what changes is lost, and the interval is that of one share.
+    assert (unlabelled.lost, unlabelled.won) == (2, 0)
+    assert unlabelled.standard_error == pytest.approx(math.sqrt(0.4 * 0.6 / 5))
+    assert unlabelled.interval_drop == clopper_pearson(2, 5)
+
+
+def test_two_wrong_labels_lose_and_win_nothing() -> None:
+    seen = measure(
+        torch.tensor([1, 0]), torch.tensor([2, 0]), torch.tensor([0, 0]), has_labels=True
+    )
+    assert (seen.agreement, seen.lost, seen.won, seen.standard_error) == (0.5, 0, 0, 0.0)
+    low, high = seen.interval_drop
+    assert low < 0.0 < high
 
 
 def test_without_labels_the_notes_say_so() -> None:

@@ -9,12 +9,20 @@ from typing import Any
 import jsonschema
 import pytest
 
+from modelaudit.engine.budget import check_budget
 from modelaudit.errors import ConfigError
-from modelaudit.repair_results import RepairAttempt, RepairOutcome, RepairReport, ScanSummary
+from modelaudit.repair_results import (
+    BudgetCheck,
+    Measurements,
+    RepairAttempt,
+    RepairOutcome,
+    RepairReport,
+    ScanSummary,
+)
 from modelaudit.report import dumps
 from modelaudit.report.repair_json import dump_repair, prior_scan, to_repair_document
 from modelaudit.report.repair_terminal import render_repair, short_outcome
-from tests.helpers.repair_reports import TRIED, all_repair_reports, repaired
+from tests.helpers.repair_reports import TRIED, all_repair_reports, proof_of, repaired
 from tests.helpers.reports import all_reports, backdoored, inconclusive
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +46,10 @@ def test_the_schema_lists_the_documents_keys_in_their_order() -> None:
     assert SCHEMA["required"] == list(document)
     names = [f.name for f in dataclasses.fields(RepairAttempt)]
     assert SCHEMA["$defs"]["attempt"]["required"] == [*names, "pruned_neurons"]
+    for name, record in (("measurements", Measurements), ("budget", BudgetCheck)):
+        fields = [f.name for f in dataclasses.fields(record)]
+        assert SCHEMA["$defs"][name]["required"] == fields
+        assert list(SCHEMA["$defs"][name]["properties"]) == fields
 
 
 def test_both_schemas_describe_a_scanner_alike() -> None:
@@ -74,6 +86,38 @@ def test_the_page_shows_cost_change_and_file() -> None:
         "not a proof that no backdoor is left",
     ):
         assert fact in text
+
+
+def test_the_page_shows_what_the_images_can_say_of_the_loss() -> None:
+    proof = proof_of(lost=14, won=10)
+    several = dataclasses.replace(
+        TRIED, proof=proof, budget=check_budget(proof, models=3, max_accuracy_drop=0.02)
+    )
+    alone = dataclasses.replace(
+        TRIED, proof=proof, budget=check_budget(proof, models=1, max_accuracy_drop=0.02)
+    )
+    texts = [
+        " ".join(render_repair(dataclasses.replace(repaired(), attempts=(a,))).split())
+        for a in (several, alone)
+    ]
+    assert all("Points lost on the held-out images; 2.0 allowed" in text for text in texts)
+    assert "prune_mbns 2.0 -2.9 to 6.9 4.1 over open ~4,900 images" in texts[0]
+    assert "the luckiest of 3 models measured on the same images" in texts[0]
+    assert "prune_mbns 2.0 -2.9 to 6.9 2.0 within open ~4,900 images" in texts[1]
+    assert "luckiest" not in texts[1]
+    chain = dataclasses.replace(several, id="finetune_noise", goes_on_from=("prune_recover",))
+    page = render_repair(dataclasses.replace(repaired(), attempts=(chain,)))
+    assert "-2.9 to 6.9        4.1  over    open      ~4,900 images" in page
+
+
+def test_json_says_what_the_images_can_say_of_the_loss() -> None:
+    attempts = json.loads(dump_repair(repaired()))["attempts"]
+    assert attempts[0]["budget"] is None
+    assert attempts[1]["budget"]["models"] == 2
+    assert attempts[1]["budget"]["interval"] == "open"
+    assert attempts[1]["budget"]["images_to_settle"] > 200
+    assert attempts[1]["proof"]["lost"] == 3
+    assert attempts[1]["proof"]["interval_drop"] == [-0.011, 0.034]
 
 
 def test_no_verdict_is_cut_at_80_columns() -> None:

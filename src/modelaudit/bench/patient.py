@@ -17,10 +17,14 @@ from modelaudit.bench.attacked import draw_mixture, trained_attack
 from modelaudit.bench.rates import Rates, measure_rates
 from modelaudit.bench.train import normaliser
 from modelaudit.engine.attempt import attempt, load_repaired
+from modelaudit.engine.budget import cost_sentence, judge
+from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Opened, Stopwatch, open_suspect
 from modelaudit.engine.repair_images import RepairImages, repair_images
+from modelaudit.engine.scan import audit
 from modelaudit.errors import TooFewImagesError
 from modelaudit.progress import NoProgress
+from modelaudit.repair_results import ScanSummary
 from modelaudit.report.json import plain
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from modelaudit.attacks.base import Attack
     from modelaudit.bench.cards import ModelCard
     from modelaudit.bench.data import ImageData
-    from modelaudit.repair_results import RepairAttempt, RepairReport, ScanSummary
+    from modelaudit.repair_results import RepairAttempt, RepairReport
     from modelaudit.repairs import Repair
     from modelaudit.results import Cost
 
@@ -81,11 +85,12 @@ class Patient:
     seed: int = 0
     device: str = "cpu"
     _opened: dict[Path, tuple[Opened, RepairImages]] = field(default_factory=dict)
+    _scans: dict[Path, ScanSummary] = field(default_factory=dict)
     _attack: Attack[object] | None = None
     _has_attack: bool = False
 
     def repaired_by(self, repair: Repair[Any], clean: Path, *, images: int) -> Treated:
-        """Try one repair alone; nothing is scanned.
+        """Try one repair alone; the model is scanned first if the repair reads findings.
 
         Args:
             repair: a configured repair.
@@ -101,23 +106,21 @@ class Patient:
             raise TooFewImagesError("; ".join(opened.obstacles))
         if repair.requires_mixture:
             parts = replace(parts, data=replace(parts.data, mixture=self.mixture()))
-        made = attempt(
+        tried = attempt(
             repair,
             opened,
             parts,
             request,
-            before=None,
+            before=self._scan(request) if repair.reads_findings else None,
             scanners=(),
             progress=NoProgress(),
             stopwatch=Stopwatch(),
         )
+        (made,) = judge((tried,), max_accuracy_drop=request.max_accuracy_drop)
         record = made.record
         module = None if made.tensors is None else load_repaired(made.tensors, opened)
-        proof = record.proof
-        reason = record.failure or (
-            ""
-            if proof is None
-            else f"{-proof.accuracy_drop:+.1%} of accuracy on {proof.images} held-out images"
+        reason = record.failure or cost_sentence(
+            record, max_accuracy_drop=request.max_accuracy_drop
         )
         return Treated(
             outcome="unmet_need" if record.failure else "done",
@@ -129,7 +132,7 @@ class Patient:
             facts={
                 "repair_images": len(parts.data.images),
                 "proof_images": len(parts.proof),
-                "is_within_budget": made.is_within_budget,
+                "is_within_budget": None if record.failure else made.is_within_budget,
                 **_attempt_facts(record),
             },
         )
@@ -218,6 +221,21 @@ class Patient:
             self._opened[clean] = (opened, repair_images(request, opened))
         return self._opened[clean]
 
+    def _scan(self, request: engine.RepairRequest) -> ScanSummary:
+        """Return what all scanners say, as `modelaudit repair` has them say it first."""
+        clean = request.scan.data
+        if clean not in self._scans:
+            opened, _ = self._open(request)
+            report = audit(
+                opened,
+                build_scanners((), ()),
+                request.scan,
+                progress=NoProgress(),
+                stopwatch=Stopwatch(),
+            )
+            self._scans[clean] = ScanSummary.of(report)
+        return self._scans[clean]
+
 
 def _attempt_facts(record: RepairAttempt) -> dict[str, object]:
     return {
@@ -227,6 +245,7 @@ def _attempt_facts(record: RepairAttempt) -> dict[str, object]:
         "details": plain(record.details),
         "config": plain(record.config),
         "notes": plain(record.notes),
+        "effects": plain(record.effects),
     }
 
 
@@ -242,6 +261,7 @@ def _auto_facts(report: RepairReport) -> dict[str, object]:
                 "pruned": tried.pruned_neurons,
                 "failure": tried.failure,
                 "drop": None if tried.proof is None else tried.proof.accuracy_drop,
+                "budget": plain(tried.budget),
                 "goes_on_from": list(tried.goes_on_from),
                 "verdict_after": None if tried.verdict is None else str(tried.verdict.verdict),
                 "seconds": tried.cost.seconds,

@@ -14,7 +14,7 @@ from modelaudit.errors import ConfigError
 from modelaudit.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from modelaudit.repairs import Repair
 
@@ -35,7 +35,8 @@ class Method:
         variant: of it; None for its default.
         repair: configured; None for `auto`.
         images: size of the clean set that it is given.
-        config_sha256: digest of its version and configuration; of `auto`, of all that it may use.
+        config_sha256: digest of its version and configuration, and of the scanners whose findings
+            it reads; of `auto`, of all that it may use.
     """
 
     id: str
@@ -94,15 +95,29 @@ def _build(full_id: str, images: int | None) -> Method:
         variant=variant or None,
         repair=repair,
         images=images or (TRAINING_IMAGES if repair.is_training else PRUNING_IMAGES),
-        config_sha256=method_sha256(repair),
+        config_sha256=_repair_sha256(repair),
     )
+
+
+def _repair_sha256(repair: Repair[Any]) -> str:
+    if not repair.reads_findings:
+        return method_sha256(repair)
+    return _digest({"scanners": _scanner_digests(), "repair": method_sha256(repair)})
 
 
 def _auto_sha256() -> str:
     repairs = [build_repair(id_, ()) for id_ in dict.fromkeys((*AUTO_PRUNE_FIRST, *AUTO_TRAIN))]
     record = {
-        "scanners": {s.full_id: method_sha256(s) for s in build_scanners((), ())},
+        "scanners": _scanner_digests(),
         "repairs": {r.full_id: method_sha256(r) for r in repairs},
         "order": [AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE],
     }
+    return _digest(record)
+
+
+def _scanner_digests() -> dict[str, str]:
+    return {scanner.full_id: method_sha256(scanner) for scanner in build_scanners((), ())}
+
+
+def _digest(record: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

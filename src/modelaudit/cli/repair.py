@@ -48,7 +48,8 @@ def repair(
     max_accuracy_drop: Annotated[
         float,
         typer.Option(
-            help="Clean accuracy that the repair may cost on held-out images, as a fraction.",
+            help="Clean accuracy that the repair may cost on held-out images, as a fraction; of "
+            "several tries, with their luck added.",
             metavar="X",
         ),
     ] = 0.02,

@@ -38,7 +38,6 @@ class Attempt:
     Attributes:
         record: for the report.
         tensors: the new weights under the file's names and in its dtypes; None if it did nothing.
-        is_within_budget: whether the held-out images lose no more than the request allows.
         suspect: the repaired model as it would be written, for a further repair to go on from.
         mask: what has been pruned in it.
         earlier: the attempts that it goes on from, the first one first.
@@ -46,7 +45,6 @@ class Attempt:
 
     record: RepairAttempt
     tensors: Mapping[str, Tensor] | None = None
-    is_within_budget: bool = False
     suspect: Suspect | None = None
     mask: PruneMask | None = None
     earlier: tuple[Attempt, ...] = ()
@@ -55,6 +53,11 @@ class Attempt:
     def steps(self) -> tuple[RepairAttempt, ...]:
         """The records of every repair in this model, in order."""
         return (*(attempt.record for attempt in self.earlier), self.record)
+
+    @property
+    def is_within_budget(self) -> bool:
+        """Whether it was judged, and found to lose no more than the request allows."""
+        return self.record.budget is not None and self.record.budget.is_within
 
     @property
     def is_clean(self) -> bool:
@@ -98,8 +101,8 @@ def attempt(
         stopwatch: where the stages are booked.
 
     Returns:
-        The attempt. A need that is not met is an attempt that did nothing; in a dry run nothing is
-        scanned again.
+        The attempt, not yet judged by its budget. A need that is not met is an attempt that did
+        nothing; in a dry run nothing is scanned again.
     """
     suspect = opened.suspect
     start = suspect if onto is None or onto.suspect is None else onto.suspect
@@ -143,12 +146,9 @@ def attempt(
             record, after, before, opened, images, request, scanners, progress, stopwatch
         )
         stopwatch.lap(f"re-scan after {repair.id}")
-    # Equal to the last bit of a float: a drop of exactly the budget is within it.
-    is_within = proof.accuracy_drop <= request.max_accuracy_drop + 1e-9
     return Attempt(
         record=record,
         tensors=tensors,
-        is_within_budget=is_within,
         suspect=after,
         mask=_mask(made, onto),
         earlier=earlier,

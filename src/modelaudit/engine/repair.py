@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelaudit.checkpoint.write import check_can_keep_format
 from modelaudit.engine.attempt import attempt
+from modelaudit.engine.budget import cost_sentence, judge, refusal_sentence
 from modelaudit.engine.components import build_repair, build_scanners
 from modelaudit.engine.effects import leads_nowhere
 from modelaudit.engine.intake import Stopwatch, open_suspect
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 MAX_TRACED_SHARE = 0.5
 #: What ``auto`` tries, training-free first, and without BatchNorm statistics to prune by. What does
 #: not start afresh goes on from the latest model that was pruned.
-AUTO_PRUNE_FIRST = ("prune_mbns", "prune_recover", "finetune_noise")
-AUTO_TRAIN = ("finetune_noise",)
+AUTO_PRUNE_FIRST = ("prune_mbns", "unlearn_triggers", "prune_recover")
+AUTO_TRAIN = ("unlearn_triggers", "finetune_noise")
 
 EXIT_STATUS = {
     RepairOutcome.REPAIRED: ExitStatus.CLEAN,
@@ -96,22 +97,21 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
         seed=request.scan.seed,
         notes=opened.notes,
     )
-    attempts: list[Attempt] = []
+    attempts: tuple[Attempt, ...] = ()
     repairs = iter((named,)) if named is not None else _auto(request, opened, before)
     for tried in repairs:
-        attempts.append(
-            attempt(
-                tried,
-                opened,
-                images,
-                request,
-                before=before,
-                scanners=scanners,
-                progress=progress,
-                stopwatch=stopwatch,
-                onto=None if tried.starts_afresh else _basis(attempts),
-            )
+        made = attempt(
+            tried,
+            opened,
+            images,
+            request,
+            before=before,
+            scanners=scanners,
+            progress=progress,
+            stopwatch=stopwatch,
+            onto=None if tried.starts_afresh else _basis(attempts),
         )
+        attempts = judge((*attempts, made), max_accuracy_drop=request.max_accuracy_drop)
         if attempts[-1].is_clean and attempts[-1].is_within_budget:
             break
     return _conclude(base, attempts, request, opened, stopwatch)
@@ -161,7 +161,7 @@ def _basis(attempts: Sequence[Attempt]) -> Attempt | None:
 
 def _conclude(
     base: RepairReport,
-    attempts: list[Attempt],
+    attempts: Sequence[Attempt],
     request: RepairRequest,
     opened: Opened,
     stopwatch: Stopwatch,
@@ -236,16 +236,10 @@ def _words(
         )
     if chosen is None:
         return _refusal(attempts, request)
-    proof = chosen.record.proof
-    assert proof is not None
-    name = chosen.record.chain
-    verb = "costs" if proof.accuracy_drop >= 0 else "gains"
-    what = "accuracy" if proof.accuracy_before is not None else "agreement with the suspect"
-    points = f"{100 * abs(proof.accuracy_drop):.1f} points"
-    lost = f"{name} {verb} {points} of {what} on {proof.images} held-out images"
+    lost = cost_sentence(chosen.record, max_accuracy_drop=request.max_accuracy_drop)
     if request.is_dry_run:
         return RepairOutcome.PLANNED, "MA-R002", f"dry run: {lost}; nothing was written", ""
-    over = "" if chosen.is_within_budget else ", more than allowed (--force)"
+    over = "" if chosen.is_within_budget else "; written all the same (--force)"
     if chosen.is_clean:
         return (
             RepairOutcome.REPAIRED,
@@ -287,11 +281,10 @@ def _refusal(
             f"no repair could be tried: {'; '.join(failures)}",
             "give what is missing, or name another method",
         )
-    shown = "; ".join(f"{r.chain} loses {r.proof.accuracy_drop:.1%}" for r in measured if r.proof)
     return (
         RepairOutcome.NOT_WRITTEN,
         "MA-R505",
-        f"{shown} on held-out images, {request.max_accuracy_drop:.1%} are allowed",
+        refusal_sentence(measured, max_accuracy_drop=request.max_accuracy_drop),
         "raise --max-accuracy-drop, use --force, or try another method or more clean images",
     )
 

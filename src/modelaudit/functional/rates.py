@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from modelaudit.functional.special import normal_quantile
 from modelaudit.functional.statistics import clopper_pearson
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def auroc(
     doubled = sum((high > low) + (high >= low) for high in positives for low in negatives)
     m, n = len(positives), len(negatives)
     value = doubled / (2 * m * n)
-    z = _normal_quantile(0.5 + 0.5 * confidence)
+    z = normal_quantile(0.5 + 0.5 * confidence)
     low = _score_end(value, m, n, z)
     # The formula is symmetric: the upper end of a value is the mirrored lower end of its mirror.
     high = 1.0 - _score_end(1.0 - value, m, n, z)
@@ -204,17 +205,6 @@ def _check(positives: Sequence[float], negatives: Sequence[float]) -> None:
         )
     if any(math.isnan(score) for score in (*positives, *negatives)):
         raise ValueError("a ranking needs scores that are numbers, got nan")
-
-
-def _normal_quantile(probability: float) -> float:
-    """Return the z with Φ(z) = `probability`, for a probability in [0.5, 1)."""
-    # Beyond 40 the tail is zero in double precision.
-    low, high = 0.0, 40.0
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        is_below = 0.5 * math.erfc(middle / math.sqrt(2.0)) > 1.0 - probability
-        low, high = (middle, high) if is_below else (low, middle)
-    return 0.5 * (low + high)
 
 
 def _score_end(value: float, m: int, n: int, z: float) -> float:

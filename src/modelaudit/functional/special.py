@@ -1,7 +1,7 @@
-"""The incomplete beta function and its inverse, in float64 and without scipy.
+"""The incomplete beta function, its inverse and the normal distribution, in float64, no scipy.
 
-Student's t, the binomial and the Clopper-Pearson bounds are all this one function. Source: the
-continued fraction [DLMF] 8.17.22, evaluated by the modified Lentz method.
+Student's t, the binomial and the Clopper-Pearson bounds are all the incomplete beta function.
+Source: the continued fraction [DLMF] 8.17.22, evaluated by the modified Lentz method.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _RELATIVE_PRECISION = 2.3e-16
 _STIRLING_FROM = 10.0
 # Its coefficients B_2k / (2k (2k - 1)), [DLMF] 5.11.1.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
+# Bisection steps of the normal quantile: each halves the error, so this exhausts a double.
+_BISECTIONS = 80
 
 
 def _beta_fraction(a: float, b: float, x: float) -> float:
@@ -152,6 +154,30 @@ def binomial_upper_end(successes: int, trials: int, tail: float) -> float:
     if successes == trials:
         return 1.0
     return inverse_regularised_incomplete_beta(successes + 1, trials - successes, 1.0 - tail)
+
+
+def normal_cdf(x: float) -> float:
+    """Return Φ(x), the probability that a standard normal variable is at most `x`."""
+    return 0.5 * math.erfc(-x / math.sqrt(2.0))
+
+
+def normal_quantile(probability: float) -> float:
+    """Return the z with Φ(z) = `probability`, by bisection.
+
+    Args:
+        probability: in [0.5, 1]; 1 gives the largest z with a tail in double precision, about 38.
+
+    Raises:
+        ValueError: `probability` is outside.
+    """
+    if not 0.5 <= probability <= 1.0:
+        raise ValueError(f"probability must be in [0.5, 1], got {probability!r}")
+    # Beyond 40 the tail is zero in double precision.
+    low, high = 0.0, 40.0
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if normal_cdf(-middle) > 1.0 - probability else (low, middle)
+    return 0.5 * (low + high)
 
 
 def _check_counts(successes: int, trials: int) -> None:

@@ -141,6 +141,8 @@ class Repair(Component[C]):
     is_training: ClassVar[bool] = False
     #: whether it wants the suspect itself, not what another repair has made of it
     starts_afresh: ClassVar[bool] = False
+    #: whether what a scan found decides what it does
+    reads_findings: ClassVar[bool] = False
     requires_mixture: ClassVar[bool] = False
 
     @final

@@ -292,6 +292,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
     config_type = FinetuneNoiseConfig
     variants = MappingProxyType({"paper_code": FinetuneNoisePaperCodeRepair})
     is_training = True
+    reads_findings = True
     requires_gradients = True
     min_images = 50
 

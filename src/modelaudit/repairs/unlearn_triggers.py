@@ -202,6 +202,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     is_training = True
     # Stand-ins are found where the backdoor is whole, and the suspect's answers are what is kept.
     starts_afresh = True
+    reads_findings = True
     requires_gradients = True
     min_images = 50
 

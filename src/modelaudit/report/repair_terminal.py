@@ -17,6 +17,7 @@ from modelaudit.report.layout import (
     set_page,
 )
 from modelaudit.report.symbols import Symbols
+from modelaudit.text import points_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,6 +90,11 @@ def _parts(report: RepairReport, symbols: Symbols) -> Iterator[RenderableType]:
     yield _headline(report, symbols)
     if report.attempts:
         yield section("What was tried", _attempts(report))
+    judged = [a for a in report.attempts if a.proof is not None and a.budget is not None]
+    if judged:
+        allowed = points_text(report.max_accuracy_drop)
+        title = f"Points lost on the held-out images; {allowed} allowed"
+        yield section(title, *_losses(judged))
     chosen = report.chosen
     if chosen is not None:
         if chosen.proof is not None and chosen.proof.recalls:
@@ -157,6 +163,40 @@ def _accuracies(proof: Measurements | None) -> tuple[str, str, str]:
         _share(proof.accuracy_after, proof.interval_after),
         f"{proof.agreement:.1%}",
     )
+
+
+def _losses(judged: list[RepairAttempt]) -> Iterator[RenderableType]:
+    """Show each loss with its interval, what is judged, and how many images would settle it."""
+    table = plain_table("repair", "lost", "95 %", "with luck", "budget", "interval", "settled by")
+    for index in (1, 3):
+        table.columns[index].justify = "right"
+    # A long chain of repairs is broken, never a figure.
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    for attempt in judged:
+        proof, budget = attempt.proof, attempt.budget
+        assert proof is not None
+        assert budget is not None
+        low, high = proof.interval_drop
+        settled = budget.images_to_settle
+        table.add_row(
+            Text(words.safe(attempt.chain), style="bold" if attempt.is_chosen else ""),
+            points_text(proof.accuracy_drop),
+            f"{points_text(low)} to {points_text(high)}",
+            points_text(budget.judged_drop),
+            "within" if budget.is_within else "over",
+            str(budget.interval),
+            "-" if settled is None else f"~{settled:,} images",
+        )
+    yield table
+    budget = judged[0].budget
+    assert budget is not None
+    if budget.models > 1:
+        yield Text(
+            f"with luck: the luckiest of {budget.models} models measured on the same images looks "
+            f"better than it is, by about {budget.luck:.2f} standard errors. Added to what was "
+            "lost, they are what the budget is asked of."
+        )
 
 
 def _share(value: float | None, interval: tuple[float, float] | None) -> str:
