@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from modelaudit.errors import ConfigError
+from modelaudit.repairs._batchnorm import reestimate_statistics
 from modelaudit.repairs._stand_ins import StandIn, search_stand_in
 from modelaudit.repairs._targets import map_to
 from modelaudit.repairs.unlearn_triggers import (
     StandInBank,
+    Unlearning,
     UnlearnTriggersConfig,
     UnlearnTriggersRepair,
 )
@@ -82,7 +84,7 @@ def test_a_search_leaves_the_model_as_it_is() -> None:
 
 def test_the_backdoor_goes_and_the_accuracy_stays() -> None:
     suspect = backdoored()
-    config = replace(QUICK, mask_price=20.0)
+    config = replace(QUICK, mask_price=20.0, trigger_weight=1.0, searches=3, steps=120)
     made = UnlearnTriggersRepair(config).repair(
         suspect, pattern_data(), context=context_of(findings=NAMED, max_accuracy_drop=0.05)
     )
@@ -94,8 +96,24 @@ def test_the_backdoor_goes_and_the_accuracy_stays() -> None:
     assert success_after < 0.2
     assert accuracy_after > accuracy - 0.03
     assert is_well_formed(made, suspect)
-    buffers = dict(made.module.named_buffers())
-    assert all(torch.equal(b, buffers[n]) for n, b in suspect.module.named_buffers())
+
+
+def test_the_statistics_are_those_of_the_new_weights_on_clean_images() -> None:
+    suspect, data = backdoored(), pattern_data()
+    made = UnlearnTriggersRepair(replace(QUICK, mask_price=20.0)).repair(
+        suspect, data, context=context_of(findings=NAMED)
+    )
+    model = copy_of(suspect)
+    model.module.load_state_dict(made.module.state_dict())
+    model.module.eval()
+    reestimate_statistics(model, data.images[data.work], batch=256)
+    for (name, one), (_, other) in zip(
+        made.module.named_buffers(), model.module.named_buffers(), strict=True
+    ):
+        torch.testing.assert_close(one, other, msg=name)
+    old = dict(suspect.module.named_buffers())
+    moved = [n for n, b in made.module.named_buffers() if not torch.equal(b, old[n])]
+    assert any(name.endswith("running_mean") for name in moved)
 
 
 def test_without_stand_ins_in_the_loss_it_stays() -> None:
@@ -147,7 +165,6 @@ def bank_of(suspect: Suspect, maps: tuple[torch.Tensor, ...], **changes: object)
         pattern_data(),
         maps,
         replace(QUICK, mask_price=20.0, **changes),  # type: ignore[arg-type]  # a shorthand
-        every=2,
         draws=torch.Generator().manual_seed(0),
         dtype=None,
     )
@@ -156,11 +173,23 @@ def bank_of(suspect: Suspect, maps: tuple[torch.Tensor, ...], **changes: object)
 def test_further_searches_come_at_even_steps_over_all_maps_and_end() -> None:
     suspect = copy_of(backdoored())
     bank = bank_of(suspect, (map_to(TARGET, 6), map_to(0, 6)), searches=3, least_success=0.0)
-    bank.search(0)
+    refreshed: list[int] = []
+    objective = Unlearning(
+        suspect,
+        suspect,
+        bank,
+        refresh=lambda: refreshed.append(len(bank.log)),
+        every=2,
+        dtype=None,
+    )
+    counts = []
     for _ in range(10):
-        bank(pattern_data().images[:4])
-    assert [(step, index) for step, index, *_ in bank.log] == [(0, 0), (2, 0), (4, 1), (6, 0)]
-    assert len(bank.kept) == 4
+        objective.after_step(torch.optim.SGD(suspect.module.parameters(), lr=0.0))
+        counts.append(len(bank.log))
+    assert counts == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]
+    assert [index for index, *_ in bank.log] == [0, 1, 0]
+    assert refreshed == [0, 1, 2]
+    assert len(bank.kept) == 3
 
 
 def test_what_does_not_work_is_not_kept() -> None:

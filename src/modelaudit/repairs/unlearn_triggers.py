@@ -9,8 +9,10 @@ something that works it is added.
 
 Wang et al., *Neural Cleanse* (IEEE S&P 2019, §VI-C) unlearn one reversed trigger with true labels.
 Here there are several, searched again on the network as it becomes; the suspect's own probabilities
-are learned, which few images cannot be overfitted to as quickly as to labels; BatchNorm keeps its
-statistics, since those of a batch that all bears the trigger would hide it.
+are learned, which few images cannot be overfitted to as quickly as to labels; BatchNorm normalises
+by its running statistics, since those of a batch that all bears the trigger would hide it. These
+are estimated anew on clean images before the training, along the way and after it: done only after
+it, that moves the network to where nothing was unlearned.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.config import require_range
+from modelaudit.repairs._augment import augment
+from modelaudit.repairs._batchnorm import reestimate_statistics
 from modelaudit.repairs._distil import Distilling, teacher_of
 from modelaudit.repairs._stand_ins import StandIn, search_stand_in
 from modelaudit.repairs._targets import STAYS, label_maps, map_to
@@ -37,7 +41,7 @@ from modelaudit.results import Cost
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -121,13 +125,12 @@ class StandInBank:
         data: clean images; searches see the work images.
         maps: where a trigger leads each class, see `label_maps`.
         config: of the repair.
-        every: steps between further searches.
         draws: CPU generator of searches and choices.
         dtype: of convolutions and matrix products.
 
     Attributes:
-        kept: (index of the map, stand-in) of those that work.
-        log: of every search: steps done, index of the map, pixels of the mask, success.
+        kept: those that work.
+        log: of every search: index of the map, pixels of the mask, success.
     """
 
     def __init__(
@@ -137,7 +140,6 @@ class StandInBank:
         maps: Sequence[Tensor],
         config: UnlearnTriggersConfig,
         *,
-        every: int,
         draws: torch.Generator,
         dtype: torch.dtype | None,
     ) -> None:
@@ -147,12 +149,9 @@ class StandInBank:
         self.draws = draws
         self.dtype = dtype
         self.kept: list[StandIn] = []
-        self.log: list[tuple[int, int, float, float]] = []
+        self.log: list[tuple[int, float, float]] = []
         self._images = data.images[data.work]
         self._labels = data.labels[data.work].to(self._images.device)
-        self._every = every
-        self._steps = 0
-        self._left = config.searches
 
     def search(self, index: int) -> None:
         """Search a stand-in for one map; it is kept if it works.
@@ -174,18 +173,52 @@ class StandInBank:
             dtype=self.dtype,
             generator=self.draws,
         )
-        self.log.append((self._steps, index, found.pixels, found.success))
+        self.log.append((index, found.pixels, found.success))
         if found.success >= self.config.least_success:
             self.kept.append(found)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return ``(N, K)`` float32 logits of images under a stand-in of the bank."""
-        if self._left and self._steps and self._steps % self._every == 0:
-            self._left -= 1
-            self.search(self._left % len(self.maps))
-        self._steps += 1
         which = int(torch.randint(len(self.kept), (), generator=self.draws))
         return self.model.logits(self.kept[which].put_on(images))
+
+
+class Unlearning(Distilling):
+    """Distilling under stand-ins, with further searches on the way.
+
+    Args:
+        model: the copy that is trained.
+        bank: its stand-ins.
+        refresh: estimates the running statistics of `model` anew; called before each search.
+        every: steps between searches.
+        dtype: of convolutions and matrix products.
+    """
+
+    def __init__(
+        self,
+        model: Suspect,
+        teacher: Suspect,
+        bank: StandInBank,
+        *,
+        refresh: Callable[[], None],
+        every: int,
+        dtype: torch.dtype | None,
+    ) -> None:
+        weight = bank.config.trigger_weight
+        super().__init__(model, teacher, disturbed=bank, weight=weight, dtype=dtype)
+        self.bank = bank
+        self.refresh = refresh
+        self.every = every
+        self._steps = 0
+        self._left = bank.config.searches
+
+    def after_step(self, optimiser: torch.optim.Optimizer) -> None:  # noqa: ARG002 - the contract's
+        """Refresh and search where it is time to."""
+        self._steps += 1
+        if self._left and self._steps % self.every == 0:
+            self._left -= 1
+            self.refresh()
+            self.bank.search(self._left % len(self.bank.maps))
 
 
 class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
@@ -210,8 +243,10 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         """Return the passes of searches, training, validation and the augmentation's choice."""
         config = self.config
         epochs, searches = config.epochs(data), config.starts + config.searches
+        # Each search is judged on the work images, and most are preceded by a refresh.
+        asked = (epochs + 2 * searches + 2) * len(data.work)
         return Cost(
-            forward=(epochs + searches) * len(data.work) + (epochs + 4) * len(data.validation),
+            forward=asked + (epochs + 4) * len(data.validation),
             forward_backward=searches * config.search_steps * config.search_batch
             + 2 * epochs * len(data.work),
         )
@@ -226,24 +261,32 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             return Change(notes=("no scan names a target: nothing was changed",))
         epochs = config.epochs(data)
         steps = epochs * config.epoch_steps(data)
+        augmentation = augmentation_for(model, data, context, crop=config.crop, flip=config.flip)
+        draws = generator(context.seed, self.id, "statistics")
+
+        def refresh() -> None:
+            seen = augment(data.images[data.work], augmentation, generator=draws)
+            reestimate_statistics(model, seen, batch=context.batch_size)
+
+        teacher = teacher_of(model)
         bank = StandInBank(
             model,
             data,
             maps,
             config,
-            every=max(1, steps // (config.searches + 1)),
             draws=generator(context.seed, self.id, "stand_ins"),
             dtype=context.search_dtype,
         )
+        refresh()
         for index in range(len(maps)):
             for _ in range(config.starts):
                 bank.search(index)
         if not bank.kept:
+            model.module.load_state_dict(teacher.module.state_dict())
             return Change(
                 details={"searches": _rows(bank)},
                 notes=("no stand-in for a trigger works: nothing was changed",),
             )
-        augmentation = augmentation_for(model, data, context, crop=config.crop, flip=config.flip)
         log = train(
             model,
             data,
@@ -255,11 +298,12 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
             ),
-            objective=Distilling(
+            objective=Unlearning(
                 model,
-                teacher_of(model),
-                disturbed=bank,
-                weight=config.trigger_weight,
+                teacher,
+                bank,
+                refresh=refresh,
+                every=max(1, steps // (config.searches + 1)),
                 dtype=context.search_dtype,
             ),
             augmentation=augmentation,
@@ -270,13 +314,14 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             ),
             is_batchnorm_frozen=True,
         )
+        refresh()
         return Change(
             history=log.losses,
             details={
                 "kept_epoch": log.kept,
                 "validation_accuracies": list(log.accuracies),
                 "searches": _rows(bank),
-                "searches_are": "training steps before it, map, pixels of the mask, success",
+                "searches_are": "map, pixels of the mask, success",
                 "maps": [led.tolist() for led in maps],
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
