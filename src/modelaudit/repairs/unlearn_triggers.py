@@ -11,8 +11,8 @@ Wang et al., *Neural Cleanse* (IEEE S&P 2019, §VI-C) unlearn one reversed trigg
 Here there are several, searched again on the network as it becomes; the suspect's own probabilities
 are learned, which few images cannot be overfitted to as quickly as to labels; BatchNorm normalises
 by its running statistics, since those of a batch that all bears the trigger would hide it. These
-are estimated anew on clean images before the training, along the way and after it: done only after
-it, that moves the network to where nothing was unlearned.
+are estimated anew on clean images along the way and at the end: done only at the end, that can move
+the network to where nothing was unlearned.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class UnlearnTriggersConfig:
     search_batch: int = 64
     mask_price: float = 100.0
     least_success: float = 0.3
-    steps: int = 240
-    trigger_weight: float = 0.5
+    steps: int = 300
+    trigger_weight: float = 0.75
     learning_rate: float = 0.003
     batch: int = 32
     momentum: float = 0.9
@@ -243,8 +243,8 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         """Return the passes of searches, training, validation and the augmentation's choice."""
         config = self.config
         epochs, searches = config.epochs(data), config.starts + config.searches
-        # Each search is judged on the work images, and most are preceded by a refresh.
-        asked = (epochs + 2 * searches + 2) * len(data.work)
+        # Each search is judged on the work images; refreshes precede the further ones and the end.
+        asked = (epochs + searches + config.searches + 1) * len(data.work)
         return Cost(
             forward=asked + (epochs + 4) * len(data.validation),
             forward_backward=searches * config.search_steps * config.search_batch
@@ -277,12 +277,10 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             draws=generator(context.seed, self.id, "stand_ins"),
             dtype=context.search_dtype,
         )
-        refresh()
         for index in range(len(maps)):
             for _ in range(config.starts):
                 bank.search(index)
         if not bank.kept:
-            model.module.load_state_dict(teacher.module.state_dict())
             return Change(
                 details={"searches": _rows(bank)},
                 notes=("no stand-in for a trigger works: nothing was changed",),
