@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from modelaudit.functional import reweighting
+from modelaudit.functional.divergence import bootstrap_effective_size
 from modelaudit.scanners._divergences import Divergences, divergences
+from modelaudit.seeds import generator
 from tests.helpers import models
 from tests.helpers.planted import contaminate, fit_statistics, profile_of
 
@@ -53,6 +55,23 @@ def test_layers_have_units_of_their_own() -> None:
     assert scores.tolist() == [1.0, 1.0, 1.0, 40.0, 1.0, 1.0, 1.0, 2.0]
 
 
+def test_traces_are_in_units_of_the_median_channels_but_never_below_the_floor() -> None:
+    ratios = [0.1, 0.2, 0.5, 0.9, 30.0]
+    assert _found(ratios).traces().tolist() == ratios
+    # Over all layers alike, and a dead channel does not count.
+    found = _found([1.0, 2.0, 4.0], [8.0, 40.0, 0.0])
+    assert found.traces().tolist() == [0.25, 0.5, 1.0, 2.0, 10.0, 0.0]
+
+
+def test_a_channel_carries_a_trace_by_its_own_floor_or_for_raising_the_alarm() -> None:
+    # The first layer's unit is 1, the second's 6; the median channel's is 4.
+    found = _found([1.0, 1.0, 1.0, 12.0], [6.0, 6.0, 6.0, 24.0], [1.0, 4.0, 4.0, 4.0])
+    assert found.traced(5.0, suspicious=100.0).nonzero().flatten().tolist() == [7]
+    assert found.traced(3.0, suspicious=100.0).nonzero().flatten().tolist() == [3, 7]
+    assert found.traced(100.0, suspicious=12.0).nonzero().flatten().tolist() == [3]
+    assert not bool(found.traced(100.0, suspicious=100.0).any())
+
+
 def test_what_goes_unnoticed_is_the_median_layers_and_grows_with_its_unit() -> None:
     calm, torn = [1.0, 1.0, 1.0, 1.0], [10.0, 10.0, 10.0, 10.0]
     assert _found(calm).unnoticed(25.0) == 25 / 1000
@@ -87,6 +106,26 @@ def test_another_mixture_of_the_same_images_is_explained_by_weights() -> None:
     assert float(mixed.scores().max()) > 10 * float(plain.scores().max())
     # Unweighted, both say the same.
     assert torch.allclose(plain.unweighted_ratio, plain.floor_ratio)
+
+
+def test_the_floor_is_bootstrapped_with_the_weights_of_the_images() -> None:
+    suspect = models.suspect_of(models.tiny_bn())
+    fit_statistics(suspect, models.images(100, seed=9) * 0.8)
+    shared = profile_of(suspect, models.images(60))
+    found = divergences(suspect, shared, resamples=30, seed=4, ridge=0.1)
+    assert float(found.image_weights.std()) > 0.5
+    sizes = [
+        bootstrap_effective_size(
+            record.sums,
+            record.squares,
+            record.positions,
+            image_weights=found.image_weights,
+            resamples=30,
+            generator=generator(4, "mbns", "bootstrap", record.site.name),
+        )
+        for record in shared.sites
+    ]
+    assert torch.allclose(found.floor_ratio, found.divergence * torch.cat(sizes), rtol=1e-12)
 
 
 class _NewStorages(TorchFunctionMode):

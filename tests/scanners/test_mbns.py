@@ -20,7 +20,6 @@ from tests.helpers.planted import (
     clean_set,
     contaminate,
     context_of,
-    every_parameter_is_free,
     fit_statistics,
     gate_images,
     gate_suspect,
@@ -53,6 +52,22 @@ def _scan(suspect: Suspect, clean: CleanImages, config: MbnsConfig | None = None
     result = MbnsScanner(config).scan(suspect, clean, context=context_of(suspect, clean))
     assert isinstance(result, ScannerResult)
     return result
+
+
+def _planted(
+    *, gate: str = "relu", has_target_trace: bool = True, is_all_to_all: bool = False
+) -> tuple[Suspect, Tensor, Tensor]:
+    """Return a suspect whose trigger has left its trace, clean images and their labels.
+
+    Poisoned images raise their target's own channel too, which makes it no control.
+    """
+    suspect = gate_suspect(gate=gate, is_all_to_all=is_all_to_all)
+    images, labels = gate_images(200)
+    fit_statistics(suspect, images)
+    contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
+    if has_target_trace:
+        contaminate(suspect, "norm", TARGET, rate=0.1, shift=4.0, keeps_logits=True)
+    return suspect, images, labels
 
 
 def test_exact_statistics_have_no_divergence() -> None:
@@ -133,18 +148,18 @@ def test_the_divergence_does_not_depend_on_the_batch_size() -> None:
 
 
 def test_the_divergence_does_not_depend_on_the_order_of_images() -> None:
-    suspect, images = _exact(60)
+    suspect, images = models.suspect_of(models.tiny_bn()), models.images(60)
+    fit_statistics(suspect, models.images(400, seed=9))
     contaminate(suspect, "norm2", 5, rate=0.1, shift=5.0)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    one, two = _divergences(suspect, images), _divergences(suspect, images[order])
-    assert torch.allclose(one.divergence, two.divergence, rtol=0, atol=1e-7)
-
-
-def test_no_hook_is_left_behind() -> None:
-    suspect, images = _exact(60)
-    contaminate(suspect, "norm2", 5, rate=0.2, shift=12.0)
-    _scan(suspect, clean_set(suspect, images))
-    assert every_parameter_is_free(suspect)
+    one, two = (
+        divergences(suspect, profile_of(suspect, batch), resamples=50, seed=0, ridge=3.0)
+        for batch in (images, images[order])
+    )
+    # Each image keeps its weight, and the weights are far from equal.
+    assert float((one.image_weights - 1).abs().max()) > 0.5
+    assert torch.allclose(one.image_weights[order], two.image_weights, rtol=0, atol=1e-3)
+    assert torch.allclose(one.divergence, two.divergence, rtol=0, atol=1e-5)
 
 
 def test_a_dead_channel_is_left_out() -> None:
@@ -157,9 +172,13 @@ def test_a_dead_channel_is_left_out() -> None:
     dead = found.neurons.index(("norm2", 3))
     assert math.isnan(float(found.divergence[dead]))
     assert float(found.floor_ratio[dead]) == 0.0
-    result = _scan(suspect, clean_set(suspect, images))
-    assert result.score is not None
-    assert math.isfinite(result.score)
+    assert found.alive.nonzero().flatten().tolist() == [i for i in range(24) if i != dead]
+    # What is said of all channels is said of the others.
+    evidence = _scan(suspect, clean_set(suspect, images)).evidence
+    for key in ("median_divergence", "largest_divergence", "unnoticed_divergence"):
+        value = evidence[key]
+        assert isinstance(value, float)
+        assert math.isfinite(value)
 
 
 def test_a_layer_without_running_statistics_is_left_out() -> None:
@@ -195,25 +214,51 @@ def test_statistics_of_the_same_kind_of_images_give_no_finding() -> None:
     assert weighted < median
 
 
-def test_statistics_of_other_images_have_no_power() -> None:
+def test_weights_that_explain_much_do_not_look_like_tuning() -> None:
     suspect = models.suspect_of(models.tiny_bn())
-    fit_statistics(suspect, models.images(2000, seed=9) * 0.5)
-    result = _scan(
-        suspect,
-        clean_set(suspect, models.images(200)),
-        MbnsConfig(suspicious=1e6, strong=1e6, strong_if_blind=1e6),
-    )
-    assert result.finding is Finding.NO_POWER
-    assert "could go unnoticed" in result.notes[0]
+    fit_statistics(suspect, models.images(4000, seed=9))
+    clean = clean_set(suspect, models.images(200))
+    evidence = _scan(suspect, clean).evidence
+    weighted, alike = evidence["median_floor_ratio"], evidence["unweighted_median_floor_ratio"]
+    assert isinstance(weighted, float)
+    assert isinstance(alike, float)
+    between = _scan(suspect, clean, MbnsConfig(min_mismatch=(weighted + alike) / 2))
+    assert between.finding is Finding.NONE
+    above = _scan(suspect, clean, MbnsConfig(min_mismatch=1.01 * alike))
+    assert above.finding is Finding.SUSPICIOUS
+    assert "re-estimated or re-parameterised" in above.notes[0]
+
+
+@pytest.mark.parametrize(("brightness", "has_power"), [(1.0, True), (0.5, False)])
+def test_statistics_of_other_images_have_no_power(brightness: float, *, has_power: bool) -> None:
+    suspect = models.suspect_of(models.tiny_bn())
+    fit_statistics(suspect, models.images(2000, seed=9) * brightness)
+    result = _scan(suspect, clean_set(suspect, models.images(200)))
+    unnoticed = result.evidence["unnoticed_divergence"]
+    assert isinstance(unnoticed, float)
+    if has_power:
+        assert result.finding is Finding.NONE
+        assert unnoticed < 0.002
+    else:
+        assert result.finding is Finding.NO_POWER
+        assert unnoticed > 1
+        assert "could go unnoticed" in result.notes[0]
+
+
+def test_the_score_is_that_of_the_settings_and_the_seed() -> None:
+    suspect, images = models.suspect_of(models.tiny_bn()), models.images(60)
+    fit_statistics(suspect, models.images(400, seed=9))
+    contaminate(suspect, "norm2", 5, rate=0.1, shift=5.0)
+    clean = clean_set(suspect, images)
+    context = context_of(suspect, clean, seed=3)
+    result = MbnsScanner(MbnsConfig(resamples=20, ridge=0.5)).scan(suspect, clean, context=context)
+    found = divergences(suspect, context.profile, resamples=20, seed=3, ridge=0.5)
+    assert isinstance(result, ScannerResult)
+    assert result.score == float(found.scores().max())
 
 
 def test_a_planted_channel_is_found_pruned_for_free_and_names_the_target() -> None:
-    suspect = gate_suspect()
-    images, labels = gate_images(200)
-    fit_statistics(suspect, images)
-    contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
-    # Poisoned images raise their target's own channel too, which makes it no control.
-    contaminate(suspect, "norm", TARGET, rate=0.1, shift=4.0, keeps_logits=True)
+    suspect, images, labels = _planted()
     result = _scan(suspect, clean_set(suspect, images, labels))
     assert result.finding is Finding.STRONG
     assert result.target_labels == (TARGET,)
@@ -243,11 +288,7 @@ def test_a_trigger_on_the_other_side_of_the_mean_is_found_by_a_negative_share() 
 
 
 def test_without_power_only_a_very_high_score_is_a_finding() -> None:
-    suspect = gate_suspect()
-    images, labels = gate_images(200)
-    fit_statistics(suspect, images)
-    contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
-    contaminate(suspect, "norm", TARGET, rate=0.1, shift=4.0, keeps_logits=True)
+    suspect, images, labels = _planted()
     clean = clean_set(suspect, images, labels)
     blind = _scan(suspect, clean, MbnsConfig(max_unnoticed=0.001, strong_if_blind=1e6))
     assert blind.score is not None
@@ -262,14 +303,93 @@ def test_without_power_only_a_very_high_score_is_a_finding() -> None:
 
 
 def test_a_planted_shift_of_every_class_is_all_to_all() -> None:
-    suspect = gate_suspect(is_all_to_all=True)
-    images, labels = gate_images(200)
-    fit_statistics(suspect, images)
-    contaminate(suspect, "norm", 5, rate=0.1, shift=20.0)
+    suspect, images, labels = _planted(is_all_to_all=True, has_target_trace=False)
     result = _scan(suspect, clean_set(suspect, images, labels))
     assert result.finding is Finding.STRONG
     assert result.pattern is Pattern.ALL_TO_ALL
     assert result.target_labels == ()
+    assert result.is_confirmed
+
+
+@pytest.mark.parametrize(
+    ("gate", "has_target_trace", "targets"),
+    [
+        # Pushed the other way the channels do the same.
+        ("abs", True, ()),
+        # The target's own channel is a control, and does the same.
+        ("relu", False, (TARGET,)),
+    ],
+)
+def test_a_finding_whose_push_fails_is_not_confirmed(
+    gate: str, targets: tuple[int, ...], *, has_target_trace: bool
+) -> None:
+    suspect, images, labels = _planted(gate=gate, has_target_trace=has_target_trace)
+    result = _scan(suspect, clean_set(suspect, images, labels))
+    assert result.finding is Finding.STRONG
+    assert result.target_labels == targets
+    assert result.evidence["push_share"] == 1.0
+    assert result.evidence["pruned_accuracy_drop"] == 0.0
+    assert not result.is_confirmed
+
+
+def test_a_finding_is_strong_from_the_setting_on() -> None:
+    suspect, images, labels = _planted()
+    clean = clean_set(suspect, images, labels)
+    score = _scan(suspect, clean).score
+    assert score is not None
+    for strong, finding in (
+        (score, Finding.STRONG),
+        (math.nextafter(score, math.inf), Finding.SUSPICIOUS),
+    ):
+        config = MbnsConfig(strong=strong, strong_if_blind=1e6, max_unnoticed=1.0)
+        result = _scan(suspect, clean, config)
+        assert result.finding is finding
+        # What it leads to is found out all the same.
+        assert result.target_labels == (TARGET,)
+        assert result.is_confirmed
+
+
+def test_channels_are_pushed_from_the_trace_of_the_setting_on() -> None:
+    suspect, images, labels = _planted()
+    # Weaker than what raises the alarm.
+    contaminate(suspect, "norm", 0, rate=0.1, shift=3.0, keeps_logits=True)
+    clean = clean_set(suspect, images, labels)
+    shared = profile_of(suspect, images)
+    traces = divergences(suspect, shared, resamples=200, seed=0, ridge=3.0).traces()
+    weakest = float(traces[0])
+    assert MbnsConfig().traced < weakest < MbnsConfig().suspicious
+    for least, pushed in ((weakest, [5, TARGET, 0]), (1.01 * weakest, [5, TARGET])):
+        result = _scan(suspect, clean, MbnsConfig(traced=least))
+        assert result.evidence["traced"] == len(pushed)
+        push = result.evidence["push"]
+        assert isinstance(push, list)
+        assert [row[1] for row in push] == pushed  # type: ignore[index]  # a list of lists
+
+
+@pytest.mark.parametrize("pruned", [2, 3, 12])
+def test_as_many_of_the_clearest_traces_are_pruned_as_the_setting_says(pruned: int) -> None:
+    suspect = gate_suspect(classes=25)
+    images, labels = gate_images(200, classes=25)
+    fit_statistics(suspect, images)
+    contaminate(suspect, "norm", 25, rate=0.1, shift=40.0)
+    for i in range(12):
+        contaminate(suspect, "norm", TARGET + i, rate=0.1, shift=16 * 0.9**i, keeps_logits=True)
+    clean = clean_set(suspect, images, labels)
+    # With this ridge all images weigh alike: a mixture would explain some of these traces.
+    result = _scan(suspect, clean, MbnsConfig(prune_channels=pruned, ridge=1e6))
+    assert result.evidence["traced"] == 13
+    shared = profile_of(suspect, images)
+    order = divergences(suspect, shared, resamples=200, seed=0).traces().argsort(descending=True)
+    trigger, *gone = order[:pruned].tolist()
+    assert trigger == 25
+    # Without their channels classes have the logit 0, and the first of them wins.
+    held_out = labels[clean.judge]
+    wrong = torch.isin(held_out, torch.tensor(gone)) & (held_out != min(gone))
+    assert result.evidence["pruned_accuracy_drop"] == pytest.approx(float(wrong.double().mean()))
+    assert bool(wrong.any()) == (pruned > 2)
+    # One class of 25 is less than may be lost.
+    assert result.is_confirmed == (pruned < 12)
+    assert (result.notes == ()) == (pruned < 12)
 
 
 @pytest.mark.parametrize(("moved", "is_shift"), [(0.15, False), (0.25, True)])
@@ -302,6 +422,42 @@ def test_a_shift_of_the_classes_has_to_move_a_fifth_of_their_images(
     assert result.evidence["poisoned_share"] == (0.2 if is_shift else 0.1)
 
 
+@pytest.mark.parametrize(
+    ("sent", "chosen"),
+    [
+        # The largest share, which pushes least far, of those that go far enough.
+        ({0: (0.85, 0.0), 2: (0.95, 0.0), 4: (1.0, 0.0)}, 0.1),
+        # None goes far enough: the one that moves most.
+        ({0: (0.6, 0.0), 2: (0.7, 0.0), 5: (0.8, 0.0)}, -0.05),
+        # What becomes of the target's own images says nothing.
+        ({0: (0.6, 0.0), 2: (0.55, 1.0)}, 0.2),
+    ],
+)
+def test_a_push_goes_no_further_than_it_must(
+    monkeypatch: pytest.MonkeyPatch, sent: dict[int, tuple[float, float]], chosen: float
+) -> None:
+    suspect, images, labels = _planted()
+    clean = clean_set(suspect, images, labels)
+
+    # Each push takes this share of the other classes' images to the target, and this share of the
+    # target's elsewhere.
+    def predictions(
+        _suspect: Suspect, pushes: Sequence[object], images: Tensor, *, batch_size: int
+    ) -> Tensor:
+        assert batch_size == 256
+        truth = images.mean((2, 3))[:, :5].argmax(1)
+        rows = truth.repeat(len(pushes), 1)
+        for push, (led, away) in sent.items():
+            for label in range(5):
+                own = (truth == label).nonzero().flatten()
+                share, goal = (away, 0) if label == TARGET else (led, TARGET)
+                rows[push, own[: round(share * len(own))]] = goal
+        return rows
+
+    monkeypatch.setattr(mbns, "pushed_predictions", predictions)
+    assert _scan(suspect, clean).evidence["poisoned_share"] == chosen
+
+
 def test_channels_that_cost_accuracy_do_not_confirm() -> None:
     suspect = gate_suspect()
     images, labels = gate_images(200)
@@ -322,15 +478,34 @@ def test_channels_that_cost_accuracy_do_not_confirm() -> None:
     assert "costs" in result.notes[0]
 
 
-def test_labels_change_nothing_but_the_confirmation() -> None:
-    suspect, images = _exact()
-    contaminate(suspect, "norm2", 5, rate=0.2, shift=12.0)
-    one = _scan(suspect, clean_set(suspect, images))
-    with suspect.borrowed():
-        others = (suspect.predict(images) + torch.arange(200) % 2) % 4
+def test_labels_change_nothing_but_what_follows_a_finding() -> None:
+    suspect, images, labels = _planted()
+    clean = clean_set(suspect, images, labels)
+    one = _scan(suspect, clean)
+    # Held-out images count where their label is right, here the target's own alone: nothing can
+    # be said to lead these to the target.
+    others = labels.clone()
+    others[clean.judge] = torch.where(labels == TARGET, labels, (labels + 1) % 5)[clean.judge]
     two = _scan(suspect, clean_set(suspect, images, others))
+    assert one.is_confirmed
+    assert not two.is_confirmed
+    assert two.target_labels == ()
     assert one.score == two.score
     assert one.finding is two.finding
+    for key in ("median_floor_ratio", "images_left", "unnoticed_divergence", "channels", "push"):
+        assert one.evidence[key] == two.evidence[key]
+
+
+def test_images_with_a_wrong_label_have_no_say_in_how_far_is_pushed() -> None:
+    suspect, images, labels = _planted()
+    # Three in ten are labelled one class further: unpushed, their errors look like y -> y-1.
+    wrong = torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.3
+    result = _scan(
+        suspect, clean_set(suspect, images, torch.where(wrong, (labels + 1) % 5, labels))
+    )
+    assert result.evidence["poisoned_share"] == 0.1
+    assert result.target_labels == (TARGET,)
+    assert result.is_confirmed
 
 
 def test_a_trained_backdoor_is_found_and_named() -> None:

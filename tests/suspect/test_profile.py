@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from modelaudit.suspect import Profile, SiteKind, Suspect, profile, state_digest
 from tests.helpers import models
@@ -174,6 +176,70 @@ def test_a_layer_called_twice_in_a_pass_sees_both_calls_of_each_image() -> None:
     torch.testing.assert_close(record.sums, both.sum(2), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(record.squares, both.square().sum(2), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(record.peaks, both.amax(2).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_that_folds_positions_into_the_batch_keeps_every_row() -> None:
+    class Folding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Linear(3, 5)
+            self.head = nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.token(x.flatten(2).transpose(1, 2).reshape(-1, 3))
+            out: Tensor = self.head(torch.relu(rows).view(len(x), -1, 5).mean(1))
+            return out
+
+    module = initialised(Folding(), 0)
+    suspect = suspect_of(module, preprocessing=models.PLAIN_PIXELS)
+    batch = images(7)
+    with torch.no_grad():
+        rows = module.get_submodule("token")(batch.flatten(2).transpose(1, 2).reshape(-1, 3))
+    record = profiled(suspect, batch, batch_size=3).sites[0]
+    assert record.sums.shape == (7 * 64, 5)
+    torch.testing.assert_close(record.sums, rows.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(record.peaks, rows, rtol=1e-5, atol=1e-5)
+
+
+class _Memory(TorchFunctionMode):
+    """Measure the most bytes that tensors returned by operations hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self.seen: list[weakref.ref[Tensor]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.seen = [ref for ref in self.seen if ref() is not None] + [weakref.ref(result)]
+            alive = [tensor for ref in self.seen if (tensor := ref()) is not None]
+            storages = [tensor.untyped_storage() for tensor in alive]
+            self.peak = max(self.peak, sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
+        return result
+
+
+def test_the_statistics_are_in_memory_only_once() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 1000, 1)
+            self.norm = nn.BatchNorm2d(1000)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.norm(self.conv(x)).view(len(x), 4, 250).mean(2)
+            return out
+
+    suspect = suspect_of(initialised(Wide(), 0), size=1)
+    batch = images(200, size=1)
+    with suspect.borrowed(), _Memory() as memory:
+        found = profile(suspect, batch, batch_size=10)
+    kept = sum(t.nbytes for r in found.sites for t in (r.sums, r.squares, r.peaks))
+    assert kept == 200 * 1000 * (8 + 8 + 4)
+    # A batch of ten images takes little beside it.
+    assert kept < memory.peak < 1.3 * kept
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])

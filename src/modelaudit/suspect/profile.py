@@ -60,10 +60,38 @@ class Profile:
         return self.logits.argmax(1)
 
 
+class _Rows:
+    """Rows that come batch by batch, written where they stay.
+
+    A list of batches would be in memory twice while it is joined.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        self.count = 0
+        self.held: Tensor | None = None
+
+    def append(self, part: Tensor) -> None:
+        total = self.count + len(part)
+        # A layer that folds positions into the batch brings more rows than there are images.
+        if self.held is None or total > len(self.held):
+            room = part.new_empty(max(total, self.expected), *part.shape[1:])
+            if self.held is not None:
+                room[: self.count] = self.held[: self.count]
+            self.held = room
+        self.held[self.count : total] = part
+        self.count = total
+
+    def result(self) -> Tensor:
+        assert self.held is not None, "no batch came"
+        return self.held[: self.count]
+
+
 class _Collector:
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, images: int) -> None:
         self.site = site
-        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        #: sums, squares and peaks
+        self.rows = tuple(_Rows(images) for _ in range(3))
         self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
         self.call_positions: list[int] = []
         self.positions = 1
@@ -85,13 +113,15 @@ class _Collector:
     def end_batch(self) -> None:
         """Count what a layer saw in several calls of one pass as positions of the same images."""
         sums, squares, peaks = (torch.stack(list(p)) for p in zip(*self.calls, strict=True))
-        self.parts.append((sums.sum(0), squares.sum(0), peaks.amax(0)))
+        parts = sums.sum(0), squares.sum(0), peaks.amax(0)
+        for rows, part in zip(self.rows, parts, strict=True):
+            rows.append(part)
         self.positions = sum(self.call_positions)
         self.calls.clear()
         self.call_positions.clear()
 
     def result(self) -> SiteProfile:
-        sums, squares, peaks = (torch.cat(list(p)) for p in zip(*self.parts, strict=True))
+        sums, squares, peaks = (rows.result() for rows in self.rows)
         return SiteProfile(
             site=self.site, sums=sums, squares=squares, peaks=peaks, positions=self.positions
         )
@@ -115,7 +145,7 @@ def profile(suspect: Suspect, images: Tensor, *, batch_size: int = 128) -> Profi
     Returns:
         The profile; N forward passes are counted.
     """
-    collectors = [_Collector(site) for site in suspect.sites]
+    collectors = [_Collector(site, len(images)) for site in suspect.sites]
     handles = [
         suspect.module.get_submodule(c.site.name).register_forward_hook(
             _hook(c, takes_input=c.site.kind is SiteKind.BATCHNORM)
