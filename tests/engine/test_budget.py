@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from modelaudit.engine import RepairRequest, ScanRequest, repair
 from modelaudit.engine.attempt import Attempt
 from modelaudit.engine.budget import check_budget, cost_sentence, judge, refusal_sentence
-from modelaudit.progress import NoProgress
 from modelaudit.repair_results import (
     BudgetState,
     Measurements,
@@ -19,25 +17,21 @@ from modelaudit.repair_results import (
     RepairOutcome,
     RepairReport,
 )
-from modelaudit.repairs import Change, RepairData, prune_mask
-from tests.helpers.engine import (
-    HALF,
-    SIDE,
-    install,
-    scanner_class,
-    trained,
-    write_checkpoint,
-    write_data,
+from tests.helpers.engine import install, scanner_class
+from tests.helpers.fake_repairs import (
+    accusing,
+    cut,
+    cut_another,
+    leave,
+    repair_class,
+    run_repair,
+    write_suspect,
 )
-from tests.helpers.fake_repairs import CHANNEL, LAYER, accusing, cut, leave, repair_class
 from tests.helpers.repair_reports import proof_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from modelaudit.suspect import Suspect
-
-PER_FOLDER = 30
 #: 2 points lost: exactly the budget. The standard error is √(24 - 0.08) / 200 = 0.0245.
 AT_THE_BUDGET = proof_of(lost=14, won=10)
 #: 1 point lost; the standard error is √(10 - 0.02) / 200 = 0.0158.
@@ -177,16 +171,7 @@ def test_a_refusal_shows_all_intervals_and_doubts_the_cheapest() -> None:
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint and a folder that it knows."""
-    root = tmp_path_factory.mktemp("budget")
-    data = write_data(root / "clean", PER_FOLDER)
-    return write_checkpoint(root / "model.pt", trained(PER_FOLDER)), data
-
-
-def part(model: Suspect, _data: RepairData) -> Change:
-    """Prune a channel that nobody accuses."""
-    mask = prune_mask(model, [(LAYER, CHANNEL + 1)])
-    mask.apply(model.module)
-    return Change(mask=mask)
+    return write_suspect(tmp_path_factory.mktemp("budget"))
 
 
 @pytest.fixture
@@ -196,7 +181,7 @@ def run(monkeypatch: pytest.MonkeyPatch, paths: tuple[Path, Path]) -> Any:
         monkeypatch,
         scanner_class("watch", accusing(1)),
         repair_class("cut", cut),
-        repair_class("part", part),
+        repair_class("part", cut_another),
         repair_class("leave", leave),
         repair_class("picky", leave, min_images=10**6),
     )
@@ -209,15 +194,7 @@ def run(monkeypatch: pytest.MonkeyPatch, paths: tuple[Path, Path]) -> Any:
             lambda *_images, **_options: next(remaining),
         )
         monkeypatch.setattr(sys.modules["modelaudit.engine.repair"], "AUTO_TRAIN", methods)
-        scan = ScanRequest(
-            checkpoint=paths[0],
-            data=paths[1],
-            scanners=("watch",),
-            preprocessing=HALF,
-            input_size=SIDE,
-            budget_seconds=None,
-        )
-        return repair(RepairRequest(scan=scan, **options), progress=NoProgress()).report
+        return run_repair(paths, **options).report
 
     return act
 

@@ -11,51 +11,44 @@ import torch
 from safetensors import safe_open
 
 from modelaudit.checkpoint.write import RECORD_KEY
-from modelaudit.engine import RepairRequest, ScanRequest, repair
+from modelaudit.engine import repair
 from modelaudit.errors import ConfigError, OutputError, TooFewImagesError
 from modelaudit.progress import NoProgress
 from modelaudit.repair_results import PriorScan, RepairOutcome
 from modelaudit.results import Verdict
 from tests.helpers.engine import (
     FOLDERS,
-    HALF,
     SIDE,
     install,
     nothing,
     scanner_class,
     trained,
     write_checkpoint,
-    write_data,
 )
-from tests.helpers.fake_repairs import CHANNEL, LAYER, accusing, cut, leave, repair_class, wreck
+from tests.helpers.fake_repairs import (
+    CHANNEL,
+    LAYER,
+    PER_FOLDER,
+    accusing,
+    cut,
+    leave,
+    repair_class,
+    repair_request,
+    run_repair,
+    wreck,
+    write_suspect,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from modelaudit.engine import Repaired
 
-PER_FOLDER = 30
-
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint and a folder that it knows."""
-    root = tmp_path_factory.mktemp("repair")
-    data = write_data(root / "clean", PER_FOLDER)
-    return write_checkpoint(root / "model.pt", trained(PER_FOLDER)), data
-
-
-def request(paths: tuple[Path, Path], **options: Any) -> RepairRequest:
-    scan = ScanRequest(
-        checkpoint=paths[0],
-        data=paths[1],
-        scanners=("watch",),
-        preprocessing=HALF,
-        input_size=SIDE,
-        max_images=options.pop("max_images", 500),
-        budget_seconds=None,
-    )
-    return RepairRequest(scan=scan, **options)
+    return write_suspect(tmp_path_factory.mktemp("repair"))
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +63,6 @@ def _components(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def run(paths: tuple[Path, Path], **options: Any) -> Repaired:
-    return repair(request(paths, **options), progress=NoProgress())
-
-
 @pytest.fixture(scope="module")
 def finished() -> dict[str, Repaired]:
     """What was repaired already, by method."""
@@ -84,7 +73,7 @@ def finished() -> dict[str, Repaired]:
 def by_cut(paths: tuple[Path, Path], finished: dict[str, Repaired]) -> Repaired:
     """The repair that works."""
     if "cut" not in finished:
-        finished["cut"] = run(paths, method="cut")
+        finished["cut"] = run_repair(paths, method="cut")
     return finished["cut"]
 
 
@@ -114,15 +103,15 @@ def test_the_proof_is_on_images_that_the_repair_did_not_get(by_cut: Repaired) ->
 
 
 def test_a_larger_folder_gives_repairs_more_images(paths: tuple[Path, Path]) -> None:
-    small = run(paths, method="cut", max_images=100, max_repair_images=100).report
-    large = run(paths, method="cut", max_images=100, max_repair_images=110).report
+    small = run_repair(paths, method="cut", max_images=100, max_repair_images=100).report
+    large = run_repair(paths, method="cut", max_images=100, max_repair_images=110).report
     assert small.repair_images + small.proof_images == 100
     assert large.repair_images + large.proof_images == 110
     assert large.repair_images > small.repair_images
 
 
 def test_a_repair_over_its_budget_gives_no_model(paths: tuple[Path, Path]) -> None:
-    done = run(paths, method="wreck")
+    done = run_repair(paths, method="wreck")
     assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.NOT_WRITTEN, 5)
     assert done.tensors is None
     assert "are allowed" in done.report.reason
@@ -131,14 +120,14 @@ def test_a_repair_over_its_budget_gives_no_model(paths: tuple[Path, Path]) -> No
 
 
 def test_force_gives_it_all_the_same(paths: tuple[Path, Path]) -> None:
-    done = run(paths, method="wreck", is_forced=True)
+    done = run_repair(paths, method="wreck", is_forced=True)
     assert done.tensors is not None
     assert done.report.exit_status == 1
     assert "(--force)" in done.report.reason
 
 
 def test_a_repair_without_effect_ends_still_backdoored(paths: tuple[Path, Path]) -> None:
-    done = run(paths, method="leave")
+    done = run_repair(paths, method="leave")
     assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.STILL_BACKDOORED, 1)
 
 
@@ -157,7 +146,7 @@ def test_an_artefact_that_still_works_outweighs_a_clean_rescan(
         )
 
     monkeypatch.setattr(module, "effects", stubborn)
-    done = run(paths, method="cut")
+    done = run_repair(paths, method="cut")
     assert done.report.chosen is not None
     assert done.report.chosen.after is not None
     assert done.report.chosen.after.verdict.verdict is Verdict.CLEAN
@@ -169,7 +158,7 @@ def test_auto_leaves_a_clean_model_alone(paths: tuple[Path, Path], tmp_path: Pat
     with torch.no_grad():
         net.get_submodule(LAYER).weight[CHANNEL] = 0
     path = write_checkpoint(tmp_path / "clean.pt", net)
-    done = run((path, paths[1]))
+    done = run_repair((path, paths[1]))
     assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.NOT_NEEDED, 0)
     assert done.report.attempts == ()
     assert done.tensors is None
@@ -181,7 +170,7 @@ def test_auto_goes_on_until_a_rescan_is_clean(
     # The function of this name hides its module.
     module = sys.modules["modelaudit.engine.repair"]
     monkeypatch.setattr(module, "AUTO_TRAIN", ("picky", "wreck", "cut", "leave"))
-    report = run(paths).report
+    report = run_repair(paths).report
     assert [a.id for a in report.attempts] == ["picky", "wreck", "cut"]
     assert [a.is_chosen for a in report.attempts] == [False, False, True]
     assert "needs 1000000 clean images" in report.attempts[0].failure
@@ -193,7 +182,7 @@ def test_auto_without_anything_to_go_by_writes_nothing(
 ) -> None:
     blind = scanner_class("watch2", nothing, sees_all_to_all=False)
     install(monkeypatch, blind)
-    wanted = request(paths)
+    wanted = repair_request(paths)
     wanted = replace(wanted, scan=replace(wanted.scan, scanners=("watch2",)))
     report = repair(wanted, progress=NoProgress()).report
     assert (report.outcome, report.exit_status) == (RepairOutcome.NOT_WRITTEN, 5)
@@ -201,7 +190,7 @@ def test_auto_without_anything_to_go_by_writes_nothing(
 
 
 def test_a_dry_run_measures_and_keeps_nothing(paths: tuple[Path, Path]) -> None:
-    done = run(paths, method="cut", is_dry_run=True)
+    done = run_repair(paths, method="cut", is_dry_run=True)
     assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.PLANNED, 0)
     assert done.tensors is None
     assert done.report.chosen is not None
@@ -219,7 +208,7 @@ def test_a_prior_scan_is_taken_only_for_the_same_file_and_images(
         clean_set_sha256=first.clean_set.sha256,
         summary=first.before,
     )
-    again = run(paths, method="cut", prior=prior).report
+    again = run_repair(paths, method="cut", prior=prior).report
     assert again.is_before_reused
     assert again.cost.forward < first.cost.forward + 1
     for changed in (
@@ -227,17 +216,17 @@ def test_a_prior_scan_is_taken_only_for_the_same_file_and_images(
         replace(prior, clean_set_sha256="0" * 64),
     ):
         with pytest.raises(ConfigError, match="--report is of another"):
-            run(paths, method="cut", prior=changed)
+            run_repair(paths, method="cut", prior=changed)
 
 
 def test_an_unmet_need_is_said_and_nothing_is_done(paths: tuple[Path, Path]) -> None:
-    report = run(paths, method="picky").report
+    report = run_repair(paths, method="picky").report
     assert (report.reason_code, report.exit_status) == ("MA-R504", 5)
 
 
 def test_too_few_images_are_an_error(paths: tuple[Path, Path]) -> None:
     with pytest.raises(TooFewImagesError, match="at least 100 clean images, got 10"):
-        run(paths, method="cut", max_images=10)
+        run_repair(paths, method="cut", max_images=10)
 
 
 def test_the_file_gives_the_logits_of_the_model(
@@ -258,13 +247,13 @@ def test_the_file_gives_the_logits_of_the_model(
     assert record["method"] == "cut"
     assert record["input_sha256"] == done.report.suspect.sha256
     other = tmp_path / "other.safetensors"
-    other.write_bytes(run(paths, method="leave").encoded().data)
+    other.write_bytes(run_repair(paths, method="leave").encoded().data)
     with pytest.raises(OutputError, match="does not give the repaired model's logits"):
         done.check(other)
 
 
 def test_the_container_of_the_input_can_be_kept(paths: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run(paths, method="cut", keeps_format=True)
+    done = run_repair(paths, method="cut", keeps_format=True)
     file = done.encoded()
     path = tmp_path / "repaired.pt"
     path.write_bytes(file.data)
@@ -281,8 +270,8 @@ def test_a_pickled_module_is_refused_before_any_work(
     path = tmp_path / "whole.pt"
     torch.save(trained(PER_FOLDER), path)
     with pytest.raises(ConfigError, match="--keep-format"):
-        run((path, paths[1]), method="cut", keeps_format=True)
+        run_repair((path, paths[1]), method="cut", keeps_format=True)
 
 
 def test_the_same_seed_gives_the_same_file(paths: tuple[Path, Path], by_cut: Repaired) -> None:
-    assert run(paths, method="cut").encoded() == by_cut.encoded()
+    assert run_repair(paths, method="cut").encoded() == by_cut.encoded()

@@ -4,57 +4,39 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from modelaudit.checkpoint.write import RECORD_KEY
-from modelaudit.engine import RepairRequest, ScanRequest, repair
-from modelaudit.progress import NoProgress
 from modelaudit.repair_results import RepairOutcome
 from modelaudit.repairs import Change, RepairContext, RepairData, prune_mask
 from modelaudit.results import Finding, Pattern, Verdict
 from modelaudit.scanners import CleanImages, Observation, ScanContext
 from modelaudit.suspect import Suspect
-from tests.helpers.engine import (
-    HALF,
-    SIDE,
-    install,
-    scanner_class,
-    trained,
-    write_checkpoint,
-    write_data,
+from tests.helpers.engine import install, scanner_class
+from tests.helpers.fake_repairs import (
+    CHANNEL,
+    LAYER,
+    accusing,
+    cut,
+    cut_another,
+    leave,
+    repair_class,
+    run_repair,
+    write_suspect,
 )
-from tests.helpers.fake_repairs import CHANNEL, LAYER, accusing, cut, leave, repair_class
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from modelaudit.engine import Repaired
-
-PER_FOLDER = 30
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint and a folder that it knows."""
-    root = tmp_path_factory.mktemp("chain")
-    data = write_data(root / "clean", PER_FOLDER)
-    return write_checkpoint(root / "model.pt", trained(PER_FOLDER)), data
-
-
-def run(paths: tuple[Path, Path], **options: Any) -> Repaired:
-    scan = ScanRequest(
-        checkpoint=paths[0],
-        data=paths[1],
-        scanners=("watch",),
-        preprocessing=HALF,
-        input_size=SIDE,
-        budget_seconds=None,
-    )
-    return repair(RepairRequest(scan=scan, **options), progress=NoProgress())
+    return write_suspect(tmp_path_factory.mktemp("chain"))
 
 
 def trace(suspect: Suspect, _clean: CleanImages, _context: ScanContext) -> Observation:
@@ -84,7 +66,7 @@ def test_a_trace_that_leads_nowhere_ends_repaired_and_is_shown(
         scanner_class("watch", trace, family="bn_statistics"),
         repair_class("cut", cut),
     )
-    report = run(paths, method="cut").report
+    report = run_repair(paths, method="cut").report
     assert (report.outcome, report.exit_status) == (RepairOutcome.REPAIRED, 0)
     assert report.chosen is not None
     assert report.chosen.explained == ("watch",)
@@ -99,14 +81,8 @@ def test_the_same_trace_in_another_family_stays_inconclusive(
     paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, scanner_class("watch", trace), repair_class("cut", cut))
-    report = run(paths, method="cut").report
+    report = run_repair(paths, method="cut").report
     assert (report.outcome, report.exit_status) == (RepairOutcome.INCONCLUSIVE, 5)
-
-
-def prune_another(model: Suspect, _data: RepairData) -> Change:
-    mask = prune_mask(model, [(LAYER, CHANNEL + 1)])
-    mask.apply(model.module)
-    return Change(mask=mask)
 
 
 def test_auto_trains_what_was_pruned_and_the_file_says_so(
@@ -123,11 +99,11 @@ def test_auto_trains_what_was_pruned_and_the_file_says_so(
     install(
         monkeypatch,
         scanner_class("watch", accusing(1)),
-        repair_class("part", prune_another),
+        repair_class("part", cut_another),
         repair_class("tune", leave, _repair=tune, is_training=True),
     )
     monkeypatch.setattr(sys.modules["modelaudit.engine.repair"], "AUTO_TRAIN", ("part", "tune"))
-    done = run(paths)
+    done = run_repair(paths)
     first, second = done.report.attempts
     assert (first.goes_on_from, second.goes_on_from) == ((), ("part",))
     assert second.is_chosen
@@ -168,6 +144,6 @@ def test_auto_does_not_go_on_from_what_costs_too_much(
         repair_class("cut", cut),
     )
     monkeypatch.setattr(sys.modules["modelaudit.engine.repair"], "AUTO_TRAIN", ("ruin", "cut"))
-    report = run(paths).report
+    report = run_repair(paths).report
     assert [a.goes_on_from for a in report.attempts] == [(), ()]
     assert [a.is_chosen for a in report.attempts] == [False, True]

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modelaudit.errors import RepairError
+from modelaudit.errors import ConfigError, RepairError
 from modelaudit.repairs import PruneMode, prune_mask
 from modelaudit.repairs._augment import Augmentation
 from modelaudit.repairs._training import (
     Objective,
     Schedule,
+    TrainingConfig,
     TrainingLog,
     constant,
     cosine,
@@ -128,6 +129,39 @@ def test_the_rate_follows_the_schedule() -> None:
     )
     expected = [0.05 * (1 + math.cos(math.pi * f)) for f in (0.0, 0.25, 0.5, 0.75)]
     assert watch.rates == pytest.approx(expected)
+
+
+def test_a_configuration_gives_the_schedule_of_its_fields() -> None:
+    config = TrainingConfig(learning_rate=0.2, batch=7, momentum=0.5, weight_decay=0.25)
+    schedule = config.schedule(3)
+    assert (schedule.epochs, schedule.batch) == (3, 7)
+    assert (schedule.momentum, schedule.weight_decay) == (0.5, 0.25)
+    assert [schedule.rate(f) for f in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.1, 0.0])
+    assert not schedule.is_nesterov
+    assert schedule.is_shuffled
+
+
+def test_a_configuration_says_whether_images_are_cropped_and_mirrored() -> None:
+    model, data, context = copy_of(tiny_suspect()), tiny_data(), context_of()
+    for crop, flip in [(True, False), (False, True)]:
+        found = TrainingConfig(crop=crop, flip=flip).augmentation(model, data, context)
+        assert (found.padding > 0, found.flip) == (crop, flip)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _OfARepair(TrainingConfig):
+    batch: int = 64
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("learning_rate", -0.1), ("batch", 1), ("momentum", 1.1), ("weight_decay", -1.0)],
+)
+def test_a_field_out_of_its_range_is_named_with_the_repairs_configuration(
+    field: str, value: float
+) -> None:
+    with pytest.raises(ConfigError, match=rf"_OfARepair\.{field} must be in"):
+        _OfARepair(**{field: value})  # type: ignore[arg-type]  # a test's shorthand
 
 
 def test_one_step_is_that_of_plain_sgd() -> None:

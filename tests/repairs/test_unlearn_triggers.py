@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from modelaudit.errors import ConfigError
-from modelaudit.repairs._batchnorm import reestimate_statistics
 from modelaudit.repairs._stand_ins import StandIn, search_stand_in
 from modelaudit.repairs._targets import map_to
 from modelaudit.repairs.unlearn_triggers import (
@@ -84,7 +83,7 @@ def test_a_search_leaves_the_model_as_it_is() -> None:
 
 def test_the_backdoor_goes_and_the_accuracy_stays() -> None:
     suspect = backdoored()
-    config = replace(QUICK, mask_price=20.0, trigger_weight=1.0, searches=3, steps=120)
+    config = replace(QUICK, mask_price=20.0)
     made = UnlearnTriggersRepair(config).repair(
         suspect, pattern_data(), context=context_of(findings=NAMED, max_accuracy_drop=0.05)
     )
@@ -98,22 +97,14 @@ def test_the_backdoor_goes_and_the_accuracy_stays() -> None:
     assert is_well_formed(made, suspect)
 
 
-def test_the_statistics_are_those_of_the_new_weights_on_clean_images() -> None:
-    suspect, data = backdoored(), pattern_data()
+def test_the_statistics_stay() -> None:
+    suspect = backdoored()
     made = UnlearnTriggersRepair(replace(QUICK, mask_price=20.0)).repair(
-        suspect, data, context=context_of(findings=NAMED)
+        suspect, pattern_data(), context=context_of(findings=NAMED)
     )
-    model = copy_of(suspect)
-    model.module.load_state_dict(made.module.state_dict())
-    model.module.eval()
-    reestimate_statistics(model, data.images[data.work], batch=256)
-    for (name, one), (_, other) in zip(
-        made.module.named_buffers(), model.module.named_buffers(), strict=True
-    ):
-        torch.testing.assert_close(one, other, msg=name)
     old = dict(suspect.module.named_buffers())
-    moved = [n for n, b in made.module.named_buffers() if not torch.equal(b, old[n])]
-    assert any(name.endswith("running_mean") for name in moved)
+    assert all(torch.equal(old[name], b) for name, b in made.module.named_buffers())
+    assert not same_state(made.module, suspect.module)
 
 
 def test_without_stand_ins_in_the_loss_it_stays() -> None:
@@ -151,12 +142,28 @@ def test_nothing_changes_where_no_target_is_named() -> None:
     assert "no scan names a target" in made.notes[0]
 
 
+def test_an_unnamed_target_is_guessed_by_its_easy_stand_in() -> None:
+    accused = (finding_of(Finding.SUSPICIOUS, ()),)
+    config = replace(QUICK, mask_price=20.0)
+    suspect, data = backdoored(), pattern_data()
+    made = UnlearnTriggersRepair(config).repair(
+        suspect, data, context=context_of(findings=accused, max_accuracy_drop=0.05)
+    )
+    assert made.details["maps"] == [map_to(TARGET, 6).tolist()]
+    assert any(f"output {TARGET} has the easiest stand-in" in note for note in made.notes)
+    assert rates(made.module)[1] < 0.3
+    few = UnlearnTriggersRepair(replace(config, max_guessed=5)).repair(
+        suspect, data, context=context_of(findings=accused)
+    )
+    assert same_state(few.module, suspect.module)
+
+
 def test_nothing_changes_where_no_stand_in_works() -> None:
     suspect, data = trained(is_backdoored=False), pattern_data()
     config = replace(QUICK, mask_price=1000.0)
     made = UnlearnTriggersRepair(config).repair(suspect, data, context=context_of(findings=NAMED))
     assert same_state(made.module, suspect.module)
-    assert "no stand-in" in made.notes[0]
+    assert any("no stand-in" in note for note in made.notes)
 
 
 def bank_of(suspect: Suspect, maps: tuple[torch.Tensor, ...], **changes: object) -> StandInBank:
@@ -173,12 +180,10 @@ def bank_of(suspect: Suspect, maps: tuple[torch.Tensor, ...], **changes: object)
 def test_further_searches_come_at_even_steps_over_all_maps_and_end() -> None:
     suspect = copy_of(backdoored())
     bank = bank_of(suspect, (map_to(TARGET, 6), map_to(0, 6)), searches=3, least_success=0.0)
-    refreshed: list[int] = []
     objective = Unlearning(
         suspect,
         suspect,
         bank,
-        refresh=lambda: refreshed.append(len(bank.log)),
         every=2,
         dtype=None,
     )
@@ -188,7 +193,6 @@ def test_further_searches_come_at_even_steps_over_all_maps_and_end() -> None:
         counts.append(len(bank.log))
     assert counts == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]
     assert [index for index, *_ in bank.log] == [0, 1, 0]
-    assert refreshed == [0, 1, 2]
     assert len(bank.kept) == 3
 
 

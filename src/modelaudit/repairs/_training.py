@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from modelaudit.config import require_range
 from modelaudit.errors import RepairError
 from modelaudit.repairs._augment import Augmentation, augment, choose_augmentation
 from modelaudit.repairs._batchnorm import set_batchnorm_training
@@ -59,6 +60,54 @@ def cosine(peak: float) -> Callable[[float], float]:
 def constant(rate: float) -> Callable[[float], float]:
     """Return the same rate at all times."""
     return lambda _: rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Hyper-parameters of training at a rate that falls to 0.
+
+    How long to train is for each repair to say. The presets of released code are not based on this:
+    they always crop, and most have rates of their own.
+
+    Attributes:
+        learning_rate: at the start; half a cosine leads down to 0.
+        batch: images per step.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        crop: whether images are cropped at random after padding; None asks the model, which labels
+            cropped images as well as plain ones if it was trained on such.
+        flip: whether half of the images are mirrored; None asks the model in the same way, since
+            mirrored road signs and digits are other ones.
+    """
+
+    learning_rate: float = 0.01
+    batch: int = 32
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop: bool | None = None
+    flip: bool | None = None
+
+    def __post_init__(self) -> None:
+        require_range(self, "learning_rate", low=0)
+        require_range(self, "batch", low=2)
+        require_range(self, "momentum", low=0, high=1)
+        require_range(self, "weight_decay", low=0)
+
+    def schedule(self, epochs: int) -> Schedule:
+        """Return the schedule of a run of `epochs` passes over the work images."""
+        return Schedule(
+            epochs=epochs,
+            batch=self.batch,
+            rate=cosine(self.learning_rate),
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+    def augmentation(
+        self, model: Suspect, data: RepairData, context: RepairContext
+    ) -> Augmentation:
+        """Return the augmentation asked for, or that the model was trained with."""
+        return augmentation_for(model, data, context, crop=self.crop, flip=self.flip)
 
 
 class Objective:

@@ -18,6 +18,7 @@ from modelaudit.repairs._columns import FeatureColumns, feature_columns
 from modelaudit.repairs._training import (
     Objective,
     Schedule,
+    TrainingConfig,
     augmentation_for,
     cosine,
     latest_within,
@@ -218,44 +219,27 @@ class FinePruningPaperCodeRepair(Repair[FinePruningPaperCodeConfig]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinePruningConfig:
-    """Hyper-parameters of `FinePruningRepair`.
+class FinePruningConfig(TrainingConfig):
+    """Hyper-parameters of `FinePruningRepair`, beside those of the training.
 
     Attributes:
         step_fraction: share of the feature channels that is pruned at a time.
         max_drop: validation accuracy that pruning may cost before the fine-tuning mends it.
         max_fraction: share of the channels that may go.
         epochs: passes over the work images; 0 leaves out the fine-tuning.
-        learning_rate: at the start; half a cosine leads down to 0.
-        batch: images per step.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        crop: whether images are cropped at random after padding; None asks the model, which labels
-            cropped images as well as plain ones if it was trained on such.
-        flip: whether half of the images are mirrored; None asks the model in the same way, since
-            mirrored road signs and digits are other ones.
     """
 
     step_fraction: float = 0.01
     max_drop: float = 0.04
     max_fraction: float = 0.95
     epochs: int = 8
-    learning_rate: float = 0.01
-    batch: int = 32
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop: bool | None = None
-    flip: bool | None = None
 
     def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
         require_range(self, "step_fraction", low=0, high=1, is_low_open=True)
         require_range(self, "max_drop", low=0, high=1)
         require_range(self, "max_fraction", low=0, high=1)
         require_range(self, "epochs", low=0)
-        require_range(self, "learning_rate", low=0)
-        require_range(self, "batch", low=2)
-        require_range(self, "momentum", low=0, high=1)
-        require_range(self, "weight_decay", low=0)
 
 
 class FinePruningRepair(Repair[FinePruningConfig]):
@@ -295,7 +279,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
         config = self.config
         columns = feature_columns(model)
         before = validation_accuracy(model, data, context)
-        augmentation = augmentation_for(model, data, context, crop=config.crop, flip=config.flip)
+        augmentation = config.augmentation(model, data, context)
         pruned = prune_dormant(
             model,
             data,
@@ -312,13 +296,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             model,
             data,
             context,
-            schedule=Schedule(
-                epochs=config.epochs,
-                batch=config.batch,
-                rate=cosine(config.learning_rate),
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-            ),
+            schedule=config.schedule(config.epochs),
             objective=BlindObjective(
                 model, dtype=context.search_dtype, columns=columns, channels=pruned
             ),

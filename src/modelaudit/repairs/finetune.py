@@ -15,9 +15,9 @@ from modelaudit.config import require_range
 from modelaudit.repairs._training import (
     Objective,
     Schedule,
+    TrainingConfig,
     augmentation_for,
     constant,
-    cosine,
     freeze,
     latest_within,
     train,
@@ -101,39 +101,22 @@ class FinetunePaperCodeRepair(Repair[FinetunePaperCodeConfig]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneConfig:
-    """Hyper-parameters of `FinetuneRepair`.
+class FinetuneConfig(TrainingConfig):
+    """Hyper-parameters of `FinetuneRepair`, beside those of the training.
 
     Attributes:
         epochs: passes over the work images.
-        learning_rate: at the start; half a cosine leads down to 0.
-        batch: images per step.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        crop: whether images are cropped at random after padding; None asks the model, which labels
-            cropped images as well as plain ones if it was trained on such.
-        flip: whether half of the images are mirrored; None asks the model in the same way, since
-            mirrored road signs and digits are other ones.
         frozen: beginnings of the names of parameters that stay as they are.
         is_batchnorm_frozen: whether BatchNorm layers use and keep their running statistics.
     """
 
     epochs: int = 8
-    learning_rate: float = 0.01
-    batch: int = 32
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop: bool | None = None
-    flip: bool | None = None
     frozen: tuple[str, ...] = ()
     is_batchnorm_frozen: bool = False
 
     def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
         require_range(self, "epochs", low=1)
-        require_range(self, "learning_rate", low=0)
-        require_range(self, "batch", low=2)
-        require_range(self, "momentum", low=0, high=1)
-        require_range(self, "weight_decay", low=0)
 
 
 class FinetuneRepair(Repair[FinetuneConfig]):
@@ -164,18 +147,12 @@ class FinetuneRepair(Repair[FinetuneConfig]):
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
         freeze(model.module, config.frozen)
-        augmentation = augmentation_for(model, data, context, crop=config.crop, flip=config.flip)
+        augmentation = config.augmentation(model, data, context)
         log = train(
             model,
             data,
             context,
-            schedule=Schedule(
-                epochs=config.epochs,
-                batch=config.batch,
-                rate=cosine(config.learning_rate),
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-            ),
+            schedule=config.schedule(config.epochs),
             objective=Objective(model, dtype=context.search_dtype),
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),

@@ -27,9 +27,9 @@ from modelaudit.repairs._targets import named_targets
 from modelaudit.repairs._training import (
     Objective,
     Schedule,
+    TrainingConfig,
     augmentation_for,
     constant,
-    cosine,
     latest_within,
     train,
 )
@@ -232,8 +232,8 @@ class FinetuneNoisePaperCodeRepair(Repair[FinetuneNoisePaperCodeConfig]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneNoiseConfig:
-    """Hyper-parameters of `FinetuneNoiseRepair`.
+class FinetuneNoiseConfig(TrainingConfig):
+    """Hyper-parameters of `FinetuneNoiseRepair`, beside those of the training.
 
     Attributes:
         epsilon: half-width of the noise box, relative; None takes the scanner's by input size: 0.3
@@ -242,40 +242,25 @@ class FinetuneNoiseConfig:
         steps: sign steps S of each batch's noise, of size epsilon / S.
         noise_weight: lambda_2 of the loss under noise (paper: 0.5).
         epochs: passes over the work images.
-        learning_rate: at the start; half a cosine leads down to 0.
         batch: images per step (paper: 128); more and smaller steps remove more for the same passes.
         aimed_fraction: share of the batches whose noise aims at a target class that a scan named,
             where it named some; Eq. 4 aims at none. Near 1 the class itself is unlearned.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        crop: whether images are cropped at random after padding; None asks the model, which labels
-            cropped images as well as plain ones if it was trained on such.
-        flip: whether half of the images are mirrored; None asks the model in the same way, since
-            mirrored road signs and digits are other ones.
     """
 
     epsilon: float | None = None
     steps: int = 1
     noise_weight: float = 1.0
     epochs: int = 8
-    learning_rate: float = 0.01
     batch: int = 32
     aimed_fraction: float = 0.5
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop: bool | None = None
-    flip: bool | None = None
 
     def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
         require_range(self, "epsilon", low=0, high=1)
         require_range(self, "steps", low=1)
         require_range(self, "noise_weight", low=0)
         require_range(self, "aimed_fraction", low=0, high=1)
         require_range(self, "epochs", low=1)
-        require_range(self, "learning_rate", low=0)
-        require_range(self, "batch", low=2)
-        require_range(self, "momentum", low=0, high=1)
-        require_range(self, "weight_decay", low=0)
 
 
 class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
@@ -306,7 +291,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
 
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
-        augmentation = augmentation_for(model, data, context, crop=config.crop, flip=config.flip)
+        augmentation = config.augmentation(model, data, context)
         targets = named_targets(context.findings) if config.aimed_fraction else ()
         epsilon = paper_epsilon(model.input_size) if config.epsilon is None else config.epsilon
         objective = NoiseObjective(
@@ -323,13 +308,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             model,
             data,
             context,
-            schedule=Schedule(
-                epochs=config.epochs,
-                batch=config.batch,
-                rate=cosine(config.learning_rate),
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-            ),
+            schedule=config.schedule(config.epochs),
             objective=objective,
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),

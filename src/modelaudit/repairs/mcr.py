@@ -6,7 +6,7 @@ all along; somewhere on it the backdoor is lost. Both ends stay as they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from modelaudit.repairs._curve import Curve, choose_place, visit, weights_of
 from modelaudit.repairs._training import (
     Objective,
     Schedule,
+    TrainingConfig,
     augmentation_for,
     constant,
     cosine,
@@ -207,36 +208,28 @@ class McrPaperCodeRepair(Repair[McrPaperCodeConfig]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class McrConfig:
-    """Hyper-parameters of `McrRepair`.
+class McrConfig(TrainingConfig):
+    """Hyper-parameters of `McrRepair`, beside those of the training.
 
     Attributes:
         places: places on the curve to choose from, 0 at the suspect and 1 at the fine-tuned end.
         finetune_epochs: passes over the work images for the fine-tuned end.
         finetune_learning_rate: at its start; half a cosine leads down to 0.
         epochs: passes for the curve.
-        learning_rate: at its start; half a cosine leads down to 0.
+        learning_rate: of the curve, at the start; half a cosine leads down to 0.
         batch: images per step, and the statistical batch of re-estimation.
-        momentum: of SGD.
         weight_decay: of w(t), in the loss.
-        crop: whether images are cropped at random after padding; None asks the model, which labels
-            cropped images as well as plain ones if it was trained on such.
-        flip: whether half of the images are mirrored; None asks the model in the same way, since
-            mirrored road signs and digits are other ones.
     """
 
     places: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     finetune_epochs: int = 8
     finetune_learning_rate: float = 0.01
     epochs: int = 16
-    learning_rate: float = 0.01
     batch: int = 64
-    momentum: float = 0.9
     weight_decay: float = 1e-4
-    crop: bool | None = None
-    flip: bool | None = None
 
     def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
         if not self.places or not all(0 < t < 1 for t in self.places):
             raise ConfigError(
                 f"McrConfig.places must hold numbers between 0 and 1, got {self.places!r}"
@@ -244,10 +237,6 @@ class McrConfig:
         require_range(self, "finetune_epochs", low=1)
         require_range(self, "finetune_learning_rate", low=0, is_low_open=True)
         require_range(self, "epochs", low=1)
-        require_range(self, "learning_rate", low=0)
-        require_range(self, "batch", low=2)
-        require_range(self, "momentum", low=0, high=1)
-        require_range(self, "weight_decay", low=0)
 
 
 class McrRepair(Repair[McrConfig]):
@@ -291,15 +280,9 @@ class McrRepair(Repair[McrConfig]):
                 rate=cosine(config.finetune_learning_rate),
                 momentum=config.momentum,
             ),
-            curve=Schedule(
-                epochs=config.epochs,
-                batch=config.batch,
-                rate=cosine(config.learning_rate),
-                momentum=config.momentum,
-                weight_decay=0.0,
-            ),
+            curve=replace(config.schedule(config.epochs), weight_decay=0.0),
             curve_weight_decay=config.weight_decay,
-            augmentation=augmentation_for(model, data, context, crop=config.crop, flip=config.flip),
+            augmentation=config.augmentation(model, data, context),
             seed=(self.id,),
         )
         places = [visit(curve, data, context, t, batch=config.batch) for t in config.places]

@@ -21,8 +21,8 @@ from modelaudit.repairs._stages import Stage, find_stages, recorded
 from modelaudit.repairs._training import (
     Objective,
     Schedule,
+    TrainingConfig,
     augmentation_for,
-    cosine,
     latest_within,
     train,
 )
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from modelaudit.repairs._augment import Augmentation
     from modelaudit.repairs.data import RepairData
     from modelaudit.suspect import Suspect
 
@@ -105,8 +106,7 @@ def distil(
     weights: tuple[float, ...],
     teach: Schedule,
     learn: Schedule,
-    crop: bool | None,
-    flip: bool | None,
+    augmentation: Augmentation,
     hole: int,
     keep: Callable[[Sequence[float]], int] | None,
     seed: tuple[str, ...],
@@ -121,14 +121,12 @@ def distil(
         weights: of the attention terms, one per stage, first stage first.
         teach: schedule of the teacher.
         learn: schedule of the student.
-        crop: whether to crop; None asks the model.
-        flip: whether to mirror; None asks the model.
+        augmentation: of the work images.
         hole: side of the black square that is cut out of each of the student's images; 0 for none.
         keep: rule for the student's epoch.
         seed: parts of the derived seeds.
     """
     stages = find_stages(model, count=len(weights))
-    augmentation = augmentation_for(model, data, context, crop=crop, flip=flip)
     teacher = twin(model)
     for parameter in teacher.module.parameters():
         parameter.requires_grad_(True)
@@ -269,8 +267,7 @@ class NadPaperCodeRepair(Repair[NadPaperCodeConfig]):
             weights=config.attention_weights,
             teach=teach,
             learn=learn,
-            crop=True,
-            flip=config.flip,
+            augmentation=augmentation_for(model, data, context, crop=True, flip=config.flip),
             hole=config.hole,
             keep=None,
             seed=(self.id, "paper_code"),
@@ -278,42 +275,31 @@ class NadPaperCodeRepair(Repair[NadPaperCodeConfig]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NadConfig:
-    """Hyper-parameters of `NadRepair`.
+class NadConfig(TrainingConfig):
+    """Hyper-parameters of `NadRepair`, beside those of the training.
 
     Attributes:
         teacher_epochs: passes of the teacher's fine-tuning over the work images.
         epochs: of the student's.
-        learning_rate: of both at the start; half a cosine leads down to 0. The released code's 0.1
-            ruins a well-trained network that sees few images.
+        learning_rate: of teacher and student at the start; half a cosine leads down to 0. The
+            released code's 0.1 ruins a well-trained network that sees few images.
         attention_weights: of the attention terms, first stage first; as many stages from the end of
             the network are used.
-        batch: images per step.
         momentum: Nesterov's, of SGD.
-        weight_decay: of SGD.
-        crop: whether images are cropped at random after padding; None asks the model, which labels
-            cropped images as well as plain ones if it was trained on such.
-        flip: whether half of the images are mirrored; None asks the model in the same way, since
-            mirrored road signs and digits are other ones.
     """
 
     teacher_epochs: int = 8
     epochs: int = 8
-    learning_rate: float = 0.01
     attention_weights: tuple[float, ...] = _WEIGHTS
     batch: int = 64
-    momentum: float = 0.9
     weight_decay: float = 1e-4
-    crop: bool | None = None
-    flip: bool | None = None
 
     def __post_init__(self) -> None:
         require_range(self, "teacher_epochs", low=1)
         require_range(self, "epochs", low=1)
-        require_range(self, "learning_rate", low=0)
-        require_range(self, "batch", low=2)
+        # Nesterov's momentum cannot be 0.
         require_range(self, "momentum", low=0, high=1, is_low_open=True)
-        require_range(self, "weight_decay", low=0)
+        TrainingConfig.__post_init__(self)
 
 
 class NadRepair(Repair[NadConfig]):
@@ -344,14 +330,7 @@ class NadRepair(Repair[NadConfig]):
 
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
-        learn = Schedule(
-            epochs=config.epochs,
-            batch=config.batch,
-            rate=cosine(config.learning_rate),
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            is_nesterov=True,
-        )
+        learn = replace(config.schedule(config.epochs), is_nesterov=True)
         return distil(
             model,
             data,
@@ -360,8 +339,7 @@ class NadRepair(Repair[NadConfig]):
             weights=config.attention_weights,
             teach=replace(learn, epochs=config.teacher_epochs),
             learn=learn,
-            crop=config.crop,
-            flip=config.flip,
+            augmentation=config.augmentation(model, data, context),
             hole=0,
             keep=latest_within(context.max_accuracy_drop, epochs=config.epochs),
             seed=(self.id,),

@@ -79,6 +79,7 @@ class PruneRecoverConfig(TraceConfig):
             keep their label, a fraction; the target is where most displaced images go.
     """
 
+    # What it shares with `TrainingConfig` is repeated: two bases with slots cannot be combined.
     max_accuracy_drop: float = 0.05
     rounds: int = 2
     epochs: int = 3

@@ -10,9 +10,8 @@ something that works it is added.
 Wang et al., *Neural Cleanse* (IEEE S&P 2019, §VI-C) unlearn one reversed trigger with true labels.
 Here there are several, searched again on the network as it becomes; the suspect's own probabilities
 are learned, which few images cannot be overfitted to as quickly as to labels; BatchNorm normalises
-by its running statistics, since those of a batch that all bears the trigger would hide it. These
-are estimated anew on clean images along the way and at the end: done only at the end, that can move
-the network to where nothing was unlearned.
+by the suspect's running statistics, and keeps them: those of a batch that all bears the trigger
+would hide it, and those of clean images, estimated anew, brought the backdoor back.
 """
 
 from __future__ import annotations
@@ -24,24 +23,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.config import require_range
-from modelaudit.repairs._augment import augment
-from modelaudit.repairs._batchnorm import reestimate_statistics
 from modelaudit.repairs._distil import Distilling, teacher_of
 from modelaudit.repairs._stand_ins import StandIn, search_stand_in
-from modelaudit.repairs._targets import STAYS, label_maps, map_to
-from modelaudit.repairs._training import (
-    Schedule,
-    augmentation_for,
-    cosine,
-    latest_within,
-    train,
-)
+from modelaudit.repairs._targets import STAYS, accusing, label_maps, map_to
+from modelaudit.repairs._training import TrainingConfig, latest_within, train
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -52,11 +43,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnlearnTriggersConfig:
-    """Hyper-parameters of `UnlearnTriggersRepair`.
+class UnlearnTriggersConfig(TrainingConfig):
+    """Hyper-parameters of `UnlearnTriggersRepair`, beside those of the training.
 
     Attributes:
-        target: class that images are led to; None takes what the scan named, all-to-all included.
+        target: class that images are led to; None takes what the scan named, all-to-all included,
+            or else the class with the easiest stand-in.
+        max_guessed: most classes that are searched for the easiest one, where a scan accuses and
+            names none; of more classes none is.
         starts: searches on the suspect before the training, for each target.
         searches: further searches on the network in training, evenly over its steps.
         search_steps: steps of a search.
@@ -67,34 +61,24 @@ class UnlearnTriggersConfig:
             dropped.
         steps: of the training, whatever the number of images.
         trigger_weight: of the loss under stand-ins, beside that on clean images.
-        learning_rate: at the start; half a cosine leads down to 0.
-        batch: images per step.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        crop: whether images are cropped at random after padding; None asks the model, which labels
-            cropped images as well as plain ones if it was trained on such.
-        flip: whether half of the images are mirrored; None asks the model in the same way, since
-            mirrored road signs and digits are other ones.
     """
 
     target: int | None = None
+    max_guessed: int = 20
     starts: int = 3
     searches: int = 2
     search_steps: int = 80
     search_batch: int = 64
     mask_price: float = 100.0
     least_success: float = 0.3
-    steps: int = 300
-    trigger_weight: float = 0.75
+    steps: int = 240
+    trigger_weight: float = 0.5
     learning_rate: float = 0.003
-    batch: int = 32
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop: bool | None = None
-    flip: bool | None = None
 
     def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
         require_range(self, "target", low=0)
+        require_range(self, "max_guessed", low=0)
         require_range(self, "starts", low=1)
         require_range(self, "searches", low=0)
         require_range(self, "search_steps", low=1)
@@ -103,10 +87,6 @@ class UnlearnTriggersConfig:
         require_range(self, "least_success", low=0, high=1)
         require_range(self, "steps", low=1)
         require_range(self, "trigger_weight", low=0)
-        require_range(self, "learning_rate", low=0)
-        require_range(self, "batch", low=2)
-        require_range(self, "momentum", low=0, high=1)
-        require_range(self, "weight_decay", low=0)
 
     def epochs(self, data: RepairData) -> int:
         """Return how many passes over the work images make `steps`, at least."""
@@ -189,7 +169,6 @@ class Unlearning(Distilling):
     Args:
         model: the copy that is trained.
         bank: its stand-ins.
-        refresh: estimates the running statistics of `model` anew; called before each search.
         every: steps between searches.
         dtype: of convolutions and matrix products.
     """
@@ -200,31 +179,28 @@ class Unlearning(Distilling):
         teacher: Suspect,
         bank: StandInBank,
         *,
-        refresh: Callable[[], None],
         every: int,
         dtype: torch.dtype | None,
     ) -> None:
         weight = bank.config.trigger_weight
         super().__init__(model, teacher, disturbed=bank, weight=weight, dtype=dtype)
         self.bank = bank
-        self.refresh = refresh
         self.every = every
         self._steps = 0
         self._left = bank.config.searches
 
     def after_step(self, optimiser: torch.optim.Optimizer) -> None:  # noqa: ARG002 - the contract's
-        """Refresh and search where it is time to."""
+        """Search where it is time to."""
         self._steps += 1
         if self._left and self._steps % self.every == 0:
             self._left -= 1
-            self.refresh()
             self.bank.search(self._left % len(self.bank.maps))
 
 
 class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     """Adversarial training against small universal triggers toward the named target.
 
-    Nothing is changed where no scan accuses a target, or where no stand-in works.
+    Nothing is changed where no scan accuses anything, or where no stand-in works.
     """
 
     id = "unlearn_triggers"
@@ -240,11 +216,14 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     min_images = 50
 
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - the contract's
-        """Return the passes of searches, training, validation and the augmentation's choice."""
+        """Return the passes of searches, training, validation and the augmentation's choice.
+
+        Those of a search for an unnamed target, one for each class, are not known before a scan.
+        """
         config = self.config
         epochs, searches = config.epochs(data), config.starts + config.searches
-        # Each search is judged on the work images; refreshes precede the further ones and the end.
-        asked = (epochs + searches + config.searches + 1) * len(data.work)
+        # Each search is judged on the work images.
+        asked = (epochs + searches) * len(data.work)
         return Cost(
             forward=asked + (epochs + 4) * len(data.validation),
             forward_backward=searches * config.search_steps * config.search_batch
@@ -253,21 +232,12 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
 
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
-        if config.target is None:
-            maps = label_maps(context.findings, model.num_classes)
-        else:
-            maps = (map_to(config.target, model.num_classes),)
+        maps, notes = self._maps(model, data, context)
         if not maps:
-            return Change(notes=("no scan names a target: nothing was changed",))
+            return Change(notes=(*notes, "nothing was changed"))
         epochs = config.epochs(data)
         steps = epochs * config.epoch_steps(data)
-        augmentation = augmentation_for(model, data, context, crop=config.crop, flip=config.flip)
-        draws = generator(context.seed, self.id, "statistics")
-
-        def refresh() -> None:
-            seen = augment(data.images[data.work], augmentation, generator=draws)
-            reestimate_statistics(model, seen, batch=context.batch_size)
-
+        augmentation = config.augmentation(model, data, context)
         teacher = teacher_of(model)
         bank = StandInBank(
             model,
@@ -283,24 +253,17 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         if not bank.kept:
             return Change(
                 details={"searches": _rows(bank)},
-                notes=("no stand-in for a trigger works: nothing was changed",),
+                notes=(*notes, "no stand-in for a trigger works: nothing was changed"),
             )
         log = train(
             model,
             data,
             context,
-            schedule=Schedule(
-                epochs=epochs,
-                batch=config.batch,
-                rate=cosine(config.learning_rate),
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-            ),
+            schedule=config.schedule(epochs),
             objective=Unlearning(
                 model,
                 teacher,
                 bank,
-                refresh=refresh,
                 every=max(1, steps // (config.searches + 1)),
                 dtype=context.search_dtype,
             ),
@@ -312,7 +275,6 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             ),
             is_batchnorm_frozen=True,
         )
-        refresh()
         return Change(
             history=log.losses,
             details={
@@ -324,8 +286,40 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
             },
-            notes=(f"stand-ins unlearned: {len(bank.kept)} of {len(bank.log)} searched",),
+            notes=(*notes, f"stand-ins unlearned: {len(bank.kept)} of {len(bank.log)} searched"),
         )
+
+    def _maps(
+        self, model: Suspect, data: RepairData, context: RepairContext
+    ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
+        """Return where images are to be led, and what the report should say of it."""
+        config, classes = self.config, model.num_classes
+        if config.target is not None:
+            return (map_to(config.target, classes),), ()
+        named = label_maps(context.findings, classes)
+        if named:
+            return named, ()
+        unnamed = "no scan names a target"
+        if not accusing(context.findings) or classes > config.max_guessed:
+            return (), (unnamed,)
+        every = tuple(map_to(target, classes) for target in range(classes))
+        bank = StandInBank(
+            model,
+            data,
+            every,
+            config,
+            draws=generator(context.seed, self.id, "guess"),
+            dtype=context.search_dtype,
+        )
+        for target in range(classes):
+            bank.search(target)
+        # A backdoor's class takes few pixels for many images ([NC19] §IV-B).
+        ease = {target: success / pixels for target, pixels, success in bank.log}
+        worked = [t for t, _, success in bank.log if success >= config.least_success]
+        if not worked:
+            return (), (unnamed, "no class has a stand-in that works")
+        guess = max(worked, key=lambda target: ease[target])
+        return (every[guess],), (f"{unnamed}: output {guess} has the easiest stand-in",)
 
 
 def _rows(bank: StandInBank) -> list[Json]:
