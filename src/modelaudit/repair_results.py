@@ -137,7 +137,7 @@ class BudgetCheck:
             average; 0 for one.
         judged_drop: the loss plus `luck` standard errors, which is compared with the budget.
         is_within: whether that is within the budget; decides what is written.
-        interval: what the interval of the loss says; decides nothing.
+        interval: what the interval of the loss says, of this model by itself; decides nothing.
         images_to_settle: about how many held-out images would move an open interval off the budget;
             null where it is not open, or where the loss is too close to the budget for a number.
     """

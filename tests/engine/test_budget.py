@@ -23,6 +23,7 @@ from tests.helpers.fake_repairs import (
     cut,
     cut_another,
     leave,
+    nudge,
     repair_class,
     run_repair,
     write_suspect,
@@ -182,7 +183,7 @@ def run(monkeypatch: pytest.MonkeyPatch, paths: tuple[Path, Path]) -> Any:
         scanner_class("watch", accusing(1)),
         repair_class("cut", cut),
         repair_class("part", cut_another),
-        repair_class("leave", leave),
+        repair_class("leave", nudge),
         repair_class("picky", leave, min_images=10**6),
     )
 

@@ -32,6 +32,7 @@ from tests.helpers.fake_repairs import (
     accusing,
     cut,
     leave,
+    nudge,
     repair_class,
     repair_request,
     run_repair,
@@ -58,7 +59,8 @@ def _components(monkeypatch: pytest.MonkeyPatch) -> None:
         scanner_class("watch", accusing(1)),
         repair_class("cut", cut),
         repair_class("wreck", wreck),
-        repair_class("leave", leave),
+        repair_class("leave", nudge),
+        repair_class("idle", leave),
         repair_class("picky", leave, min_images=10**6),
     )
 
@@ -129,6 +131,27 @@ def test_force_gives_it_all_the_same(paths: tuple[Path, Path]) -> None:
 def test_a_repair_without_effect_ends_still_backdoored(paths: tuple[Path, Path]) -> None:
     done = run_repair(paths, method="leave")
     assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.STILL_BACKDOORED, 1)
+
+
+def test_a_repair_that_changes_nothing_writes_nothing(paths: tuple[Path, Path]) -> None:
+    done = run_repair(paths, method="idle")
+    assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.NOT_WRITTEN, 5)
+    assert done.report.reason_code == "MA-R506"
+    assert "idle changed nothing" in done.report.reason
+    assert done.tensors is None
+    assert done.report.attempts[0].proof is None
+
+
+def test_what_changes_nothing_is_neither_chosen_nor_lucky(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["modelaudit.engine.repair"]
+    monkeypatch.setattr(module, "AUTO_TRAIN", ("leave", "idle"))
+    report = run_repair(paths).report
+    assert [(a.id, a.is_chosen) for a in report.attempts] == [("leave", True), ("idle", False)]
+    assert report.chosen is not None
+    assert report.chosen.budget is not None
+    assert report.chosen.budget.models == 1
 
 
 def test_an_artefact_that_still_works_outweighs_a_clean_rescan(

@@ -84,6 +84,13 @@ def leave(_model: Suspect, _data: RepairData) -> Change:
     return Change()
 
 
+def nudge(model: Suspect, _data: RepairData) -> Change:
+    """Change one weight by so little that no prediction changes."""
+    with torch.no_grad():
+        model.module.get_submodule("linear").bias[0].add_(1e-6)
+    return Change()
+
+
 def broken(_model: Suspect, _data: RepairData) -> Change:
     """Raise."""
     raise RuntimeError("out of luck")

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from modelaudit.repairs._targets import STAYS, label_maps, map_to, named_targets
+import pytest
+
+from modelaudit.errors import ConfigError
+from modelaudit.repairs._targets import (
+    STAYS,
+    is_all_to_all,
+    label_maps,
+    map_to,
+    named_targets,
+)
 from modelaudit.results import Finding, Pattern
 from tests.helpers.training import finding_of
 
@@ -30,6 +39,22 @@ def test_an_all_to_all_finding_gives_its_arrows_alone() -> None:
     assert [m.tolist() for m in label_maps([*FINDINGS, ALL_TO_ALL], 4)] == [[1, 2, STAYS, 0]]
 
 
-def test_an_all_to_all_finding_without_arrows_leads_nowhere() -> None:
+def test_an_all_to_all_finding_without_arrows_leaves_what_others_name() -> None:
     silent = finding_of(Finding.STRONG, (0, 1, 2, 3), Pattern.ALL_TO_ALL)
     assert label_maps([silent], 4) == ()
+    assert is_all_to_all([silent])
+    assert [m.tolist() for m in label_maps([silent, FINDINGS[0]], 4)] == [[3, 3, 3, STAYS]]
+    assert not is_all_to_all(FINDINGS)
+
+
+@pytest.mark.parametrize("arrows", [(1, 2, 3), (1, 2, 4, 0), (1, 2, -2, 0)])
+def test_arrows_of_another_model_are_refused(arrows: tuple[int, ...]) -> None:
+    finding = finding_of(Finding.STRONG, (), Pattern.ALL_TO_ALL, arrows=arrows)
+    with pytest.raises(ConfigError, match="expected arrows of 4 outputs"):
+        label_maps([finding], 4)
+
+
+@pytest.mark.parametrize("target", [-1, 4])
+def test_a_target_that_is_no_output_is_refused(target: int) -> None:
+    with pytest.raises(ConfigError, match="one of the outputs 0 to 3"):
+        map_to(target, 4)

@@ -135,6 +135,16 @@ def test_the_passes_are_those_of_the_estimate() -> None:
     assert made.cost.forward <= repair.estimate(suspect, data).forward + 2 * len(data.validation)
 
 
+def test_all_to_all_without_arrows_is_not_taken_for_one_target() -> None:
+    finding = finding_of(Finding.STRONG, (), Pattern.ALL_TO_ALL)
+    suspect = backdoored()
+    made = UnlearnTriggersRepair(QUICK).repair(
+        suspect, pattern_data(), context=context_of(findings=(finding,))
+    )
+    assert same_state(made.module, suspect.module)
+    assert "all-to-all" in made.notes[0]
+
+
 def test_nothing_changes_where_no_target_is_named() -> None:
     suspect, data = backdoored(), pattern_data()
     made = UnlearnTriggersRepair(QUICK).repair(suspect, data, context=context_of())

@@ -119,9 +119,9 @@ class Patient:
         (made,) = judge((tried,), max_accuracy_drop=request.max_accuracy_drop)
         record = made.record
         module = None if made.tensors is None else load_repaired(made.tensors, opened)
-        reason = record.failure or cost_sentence(
-            record, max_accuracy_drop=request.max_accuracy_drop
-        )
+        reason = record.failure or "nothing was changed"
+        if record.budget is not None:
+            reason = cost_sentence(record, max_accuracy_drop=request.max_accuracy_drop)
         return Treated(
             outcome="unmet_need" if record.failure else "done",
             reason=reason,
@@ -132,7 +132,10 @@ class Patient:
             facts={
                 "repair_images": len(parts.data.images),
                 "proof_images": len(parts.proof),
-                "is_within_budget": None if record.failure else made.is_within_budget,
+                # What changes nothing costs nothing.
+                "is_within_budget": None
+                if record.failure
+                else record.budget is None or made.is_within_budget,
                 **_attempt_facts(record),
             },
         )

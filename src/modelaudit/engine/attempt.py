@@ -125,6 +125,10 @@ def attempt(
     finally:
         stopwatch.lap(f"repair {repair.id}")
     tensors = as_in_file(made.module, opened)
+    changed = replace(_record(made), goes_on_from=tuple(attempt.record.id for attempt in earlier))
+    if _is_in_file(tensors, opened):
+        # The suspect once more is no repair, and cannot be the luckiest of several.
+        return Attempt(record=changed, earlier=earlier)
     after = _suspect_of(tensors, opened)
     proof = measure(
         suspect.predict(images.proof),
@@ -133,8 +137,7 @@ def attempt(
         has_labels=opened.clean.has_labels,
     )
     record = replace(
-        _record(made),
-        goes_on_from=tuple(attempt.record.id for attempt in earlier),
+        changed,
         proof=proof,
         effects=effects(
             findings, suspect, after, images.proof, images.proof_labels, seed=request.scan.seed
@@ -201,6 +204,12 @@ def _scanned_again(
         explained=explained,
         verdict=read_rescan(summary, tried, explained, repaired, request.scan),
     )
+
+
+def _is_in_file(tensors: Mapping[str, Tensor], opened: Opened) -> bool:
+    """Whether the file holds these very values."""
+    old = opened.read.weights.tensors
+    return all(torch.equal(old[name].cpu(), tensor) for name, tensor in tensors.items())
 
 
 def _accuracy(suspect: Suspect, data: RepairData) -> float:

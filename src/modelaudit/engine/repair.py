@@ -16,7 +16,7 @@ from modelaudit.engine.repaired import Repaired
 from modelaudit.engine.scan import audit
 from modelaudit.engine.versions import versions
 from modelaudit.errors import ConfigError, TooFewImagesError
-from modelaudit.repair_results import RepairOutcome, RepairReport, ScanSummary
+from modelaudit.repair_results import RepairAttempt, RepairOutcome, RepairReport, ScanSummary
 from modelaudit.results import Cost, ExitStatus, Finding, Verdict
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 #: ``auto`` prunes first when `mbns` finds traces in at most this share of all channels: a backdoor
 #: leaves some in every layer behind it, other training data in nearly every channel.
 MAX_TRACED_SHARE = 0.5
-#: What ``auto`` tries, training-free first, and without BatchNorm statistics to prune by. What does
-#: not start afresh goes on from the latest model that was pruned.
+#: What ``auto`` tries, training-free first, and without BatchNorm statistics to prune by. All of
+#: these start afresh today; what does not would go on from the latest model that was pruned.
 AUTO_PRUNE_FIRST = ("prune_mbns", "unlearn_triggers", "prune_recover")
 AUTO_TRAIN = ("unlearn_triggers", "finetune_noise")
 
@@ -50,7 +50,7 @@ EXIT_STATUS = {
 def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
     """Repair one checkpoint.
 
-    ``auto`` scans first, prunes where the findings point at few channels, trains the pruned model
+    ``auto`` scans first, prunes where the findings point at few channels, tries repairs that train
     where that is not enough, and stops as soon as a re-scan is clean within the accuracy budget; a
     named method is tried alone. Whatever is found here is measured on clean images: it is never
     said that a backdoor is gone.
@@ -274,6 +274,15 @@ def _refusal(
 ) -> tuple[RepairOutcome, str, str, str]:
     failures = [a.record.failure for a in attempts if a.record.failure]
     measured = [a.record for a in attempts if a.record.proof is not None]
+    idle = [a.record for a in attempts if a.record.proof is None and not a.record.failure]
+    if idle and not measured:
+        did = [f"{record.chain} changed nothing{_noted(record)}" for record in idle]
+        return (
+            RepairOutcome.NOT_WRITTEN,
+            "MA-R506",
+            "; ".join((*failures, *did)),
+            "try another method",
+        )
     if not measured:
         return (
             RepairOutcome.NOT_WRITTEN,
@@ -287,6 +296,10 @@ def _refusal(
         refusal_sentence(measured, max_accuracy_drop=request.max_accuracy_drop),
         "raise --max-accuracy-drop, use --force, or try another method or more clean images",
     )
+
+
+def _noted(record: RepairAttempt) -> str:
+    return f" ({'; '.join(record.notes)})" if record.notes else ""
 
 
 def _total(base: RepairReport, records: Sequence[Any], stopwatch: Stopwatch) -> Cost:

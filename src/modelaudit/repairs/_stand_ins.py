@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Adam of the search: logits of mask and pattern move by about this much a step.
 _RATE = 0.2
 _BETAS = (0.5, 0.9)
+#: images whose copies under a stand-in are held together
+_JUDGED = 256
 #: Masks start faint (a sigmoid of -2 is 0.12) and uneven.
 _MASK_START, _MASK_SPREAD = -2.0, 0.5
 
@@ -67,7 +69,8 @@ def search_stand_in(
 
     Args:
         model: in eval mode; no gradient of a weight is computed.
-        images: of which none is wanted where it is. Shape ``(N, C, H, W)`` in [0, 1], N at least 1.
+        images: none with the label that it is wanted under. Shape ``(N, C, H, W)`` in [0, 1], N at
+            least 1.
         wanted: label that each image is to be led to. Shape ``(N,)``, int64.
         steps: of Adam, each a forward+backward pass of `batch` images.
         batch: images of a step, drawn anew; all of them judge the success in the end.
@@ -88,12 +91,15 @@ def search_stand_in(
         rows = torch.randint(count, (min(batch, count),), generator=generator)
         with model.autocast(dtype):
             logits = model.logits(_blend(images[rows], mask.sigmoid(), pattern.sigmoid()))
-        loss = F.cross_entropy(logits.float(), wanted[rows]) + price * mask.sigmoid().mean()
+        loss = F.cross_entropy(logits, wanted[rows]) + price * mask.sigmoid().mean()
         mask.grad, pattern.grad = torch.autograd.grad(loss, [mask, pattern])
         optimiser.step()
     found = StandIn(mask=mask.detach().sigmoid(), pattern=pattern.detach().sigmoid(), success=0.0)
-    led = model.predict(found.put_on(images)) == wanted.cpu()
-    return StandIn(mask=found.mask, pattern=found.pattern, success=float(led.double().mean()))
+    led = sum(
+        int((model.predict(found.put_on(part)) == goals.cpu()).sum())
+        for part, goals in zip(images.split(_JUDGED), wanted.split(_JUDGED), strict=True)
+    )
+    return StandIn(mask=found.mask, pattern=found.pattern, success=led / count)
 
 
 def _blend(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from modelaudit.errors import ConfigError
 from modelaudit.results import Finding, Pattern
 
 if TYPE_CHECKING:
@@ -44,18 +45,40 @@ def label_maps(findings: Sequence[ScannerResult], num_classes: int) -> tuple[Ten
         num_classes: K.
 
     Returns:
-        Maps of shape ``(K,)``, int64; `STAYS` for a class that is led nowhere. One for each target
-        that is named; the arrows of an all-to-all finding instead where there is one.
+        Maps of shape ``(K,)``, int64; `STAYS` for a class that is led nowhere. The arrows of an
+        all-to-all finding where there are any, else one for each target that an all-to-one finding
+        names.
+
+    Raises:
+        ConfigError: a finding names what is no output of this model, as that of another model does.
     """
-    for result in accusing(findings):
+    found = accusing(findings)
+    for result in found:
         arrows = result.evidence.get("arrows")
         if result.pattern is Pattern.ALL_TO_ALL and isinstance(arrows, list | tuple):
-            return (torch.tensor([int(a) for a in arrows], dtype=torch.int64),)  # type: ignore[arg-type]
-    return tuple(map_to(target, num_classes) for target in named_targets(findings))
+            led = torch.tensor([int(a) for a in arrows], dtype=torch.int64)  # type: ignore[arg-type]
+            if len(led) != num_classes or bool(((led < STAYS) | (led >= num_classes)).any()):
+                raise ConfigError(
+                    f"expected arrows of {num_classes} outputs from {result.id}, got {arrows!r}"
+                )
+            return (led,)
+    single = [f for f in found if f.pattern is not Pattern.ALL_TO_ALL]
+    return tuple(map_to(target, num_classes) for target in named_targets(single))
+
+
+def is_all_to_all(findings: Sequence[ScannerResult]) -> bool:
+    """Return whether a finding that accuses says all-to-all."""
+    return any(f.pattern is Pattern.ALL_TO_ALL for f in accusing(findings))
 
 
 def map_to(target: int, num_classes: int) -> Tensor:
-    """Return the map of an all-to-one backdoor: every class to `target`, which stays itself."""
+    """Return the map of an all-to-one backdoor: every class to `target`, which stays itself.
+
+    Raises:
+        ConfigError: `target` is no output.
+    """
+    if not 0 <= target < num_classes:
+        raise ConfigError(f"target must be one of the outputs 0 to {num_classes - 1}, got {target}")
     led = torch.full((num_classes,), target, dtype=torch.int64)
     led[target] = STAYS
     return led

@@ -25,7 +25,13 @@ import torch
 from modelaudit.config import require_range
 from modelaudit.repairs._distil import Distilling, teacher_of
 from modelaudit.repairs._stand_ins import StandIn, search_stand_in
-from modelaudit.repairs._targets import STAYS, accusing, label_maps, map_to
+from modelaudit.repairs._targets import (
+    STAYS,
+    accusing,
+    is_all_to_all,
+    label_maps,
+    map_to,
+)
 from modelaudit.repairs._training import TrainingConfig, latest_within, train
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.results import Cost
@@ -52,7 +58,8 @@ class UnlearnTriggersConfig(TrainingConfig):
         max_guessed: most classes that are searched for the easiest one, where a scan accuses and
             names none; of more classes none is.
         starts: searches on the suspect before the training, for each target.
-        searches: further searches on the network in training, evenly over its steps.
+        searches: further searches on the network in training, evenly over its steps, for one target
+            after the other.
         search_steps: steps of a search.
         search_batch: images of such a step.
         mask_price: nats for a mask that covers the whole image: what a stand-in must be worth. A
@@ -200,7 +207,8 @@ class Unlearning(Distilling):
 class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     """Adversarial training against small universal triggers toward the named target.
 
-    Nothing is changed where no scan accuses anything, or where no stand-in works.
+    Nothing is changed where no scan accuses anything and no target is set, or where no stand-in
+    works.
     """
 
     id = "unlearn_triggers"
@@ -218,7 +226,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - the contract's
         """Return the passes of searches, training, validation and the augmentation's choice.
 
-        Those of a search for an unnamed target, one for each class, are not known before a scan.
+        Counted for one target; a scan that names none, or several, makes it search for more.
         """
         config = self.config
         epochs, searches = config.epochs(data), config.starts + config.searches
@@ -300,6 +308,8 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         if named:
             return named, ()
         unnamed = "no scan names a target"
+        if is_all_to_all(context.findings):
+            return (), ("a scan says all-to-all, and not where each class goes",)
         if not accusing(context.findings) or classes > config.max_guessed:
             return (), (unnamed,)
         every = tuple(map_to(target, classes) for target in range(classes))
@@ -314,12 +324,13 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         for target in range(classes):
             bank.search(target)
         # A backdoor's class takes few pixels for many images ([NC19] §IV-B).
-        ease = {target: success / pixels for target, pixels, success in bank.log}
-        worked = [t for t, _, success in bank.log if success >= config.least_success]
-        if not worked:
+        ease = {t: won / pixels for t, pixels, won in bank.log if won >= config.least_success}
+        if not ease:
             return (), (unnamed, "no class has a stand-in that works")
-        guess = max(worked, key=lambda target: ease[target])
-        return (every[guess],), (f"{unnamed}: output {guess} has the easiest stand-in",)
+        guess = max(ease, key=lambda target: ease[target])
+        _, pixels, success = next(row for row in bank.log if row[0] == guess)
+        found = f"{pixels:.0f} pixels lead {success:.0%} of the images there"
+        return (every[guess],), (f"{unnamed}: output {guess} has the easiest stand-in, {found}",)
 
 
 def _rows(bank: StandInBank) -> list[Json]:
