@@ -186,4 +186,5 @@ def test_shipped_populations_claim_no_rate_without_models() -> None:
         assert each.notes
         assert each.hardware
         assert each.versions
-        assert each.rates is None or each.rates.clean >= 20
+        # As many as a population needs itself; the interval says how little five are.
+        assert each.rates is None or each.rates.clean >= 5
