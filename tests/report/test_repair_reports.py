@@ -120,11 +120,15 @@ def test_json_says_what_the_images_can_say_of_the_loss() -> None:
     assert attempts[1]["proof"]["interval_drop"] == [-0.011, 0.034]
 
 
-def test_no_verdict_is_cut_at_80_columns() -> None:
+def test_no_verdict_and_no_id_is_cut_at_80_columns() -> None:
     scan = inconclusive()
-    undecided = dataclasses.replace(TRIED, after=ScanSummary.of(scan), verdict=scan.verdict)
+    undecided = dataclasses.replace(
+        TRIED, id="unlearn_triggers", after=ScanSummary.of(scan), verdict=scan.verdict
+    )
     report = dataclasses.replace(repaired(), attempts=(undecided,))
-    assert "inconclusive" in render_repair(report).split("Scanners before")[0]
+    tried = render_repair(report).split("What was tried")[1].split("Points lost")[0]
+    assert "inconclusive" in tried
+    assert "unlearn_triggers" in tried
 
 
 def test_the_page_shows_what_a_target_and_the_worst_class_lost() -> None:

@@ -133,9 +133,10 @@ def _attempts(report: RepairReport) -> Table:
     # The verdict is a word that programs know: it is never cut.
     table.columns[5].no_wrap = True
     table.columns[5].min_width = len("inconclusive")
-    for attempt in report.attempts:
-        # Each step of a chain has a line of its own; what came before it is marked.
-        shown = "+ " * bool(attempt.goes_on_from) + words.safe(attempt.id, 40)
+    # So is a repair's id, unless a plug-in's is too long for a narrow page.
+    names = [_name(attempt) for attempt in report.attempts]
+    table.columns[0].min_width = min(20, max(map(len, names), default=0))
+    for attempt, shown in zip(report.attempts, names, strict=True):
         name = Text(shown, style="bold" if attempt.is_chosen else "")
         if attempt.failure:
             table.add_row(name, Text(words.sentence(attempt.failure)))
@@ -153,6 +154,11 @@ def _attempts(report: RepairReport) -> Table:
             f"{cost.seconds:.1f}",
         )
     return table
+
+
+def _name(attempt: RepairAttempt) -> str:
+    """Return what a line is called; each step of a chain has its own, what follows is marked."""
+    return "+ " * bool(attempt.goes_on_from) + words.safe(attempt.id, 40)
 
 
 def _accuracies(proof: Measurements | None) -> tuple[str, str, str]:
