@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from modelaudit.results import Cost
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
         SuspectRecord,
         VerdictRecord,
     )
+
+#: What an artefact is: channels pushed, noise on neurons, or a stand-in put on images.
+EffectKind = Literal["push", "noise", "stand_in"]
 
 #: Version of the repair report's JSON; the major part is bumped by a breaking change.
 REPAIR_SCHEMA_VERSION = "1"
@@ -164,10 +167,12 @@ class Effect:
         share_after: the same on the repaired model.
         interval_before: two-sided 95 % Clopper-Pearson interval of `share_before`.
         interval_after: that of `share_after`.
-        control_share: share of the same images that the repaired model sends there when other
-            channels are pushed as far; null where none was needed, since `share_after` is small
-            by itself.
+        control_share: share of the same images that the repaired model sends there all the same:
+            when other channels are pushed as far, or under no stand-in; null where none was
+            needed, since `share_after` is small by itself.
         is_of_rescan: whether the re-scan found the artefact, not the scan before.
+        kind: ``"push"`` of channels, ``"noise"`` on neurons, or ``"stand_in"`` for the trigger, the
+            only one of these that is put on the images themselves.
     """
 
     scanner: str
@@ -180,6 +185,7 @@ class Effect:
     interval_after: tuple[float, float]
     control_share: float | None = None
     is_of_rescan: bool = False
+    kind: EffectKind = "push"
 
     @property
     def share_beyond_control(self) -> float:

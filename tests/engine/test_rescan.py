@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from modelaudit.engine import ScanRequest
+from modelaudit.engine.effects import NOISE_FAMILY
 from modelaudit.engine.intake import Opened
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
 from modelaudit.repair_results import Effect, ScanSummary
@@ -217,3 +218,116 @@ def test_other_layers_are_other_statistics() -> None:
     assert not keeps_statistics(old, new)
     new.norm2 = torch.nn.Identity()
     assert not keeps_statistics(old, new)
+
+
+def stand_in(share: float, *, before: float = 0.97, target: int | None = 2) -> Effect:
+    """A stand-in for the trigger, put on images."""
+    return replace(
+        effect(share),
+        kind="stand_in",
+        artefact="a stand-in",
+        target=target,
+        share_before=before,
+        interval_before=(before - 0.04, min(1.0, before + 0.03)),
+    )
+
+
+def ban(finding: Finding = Finding.STRONG, score: float = 0.1, *targets: int) -> ScannerResult:
+    return ScannerResult(
+        id="ban",
+        version="1",
+        family=NOISE_FAMILY,
+        finding=finding,
+        sees_all_to_all=False,
+        score=score,
+        target_labels=targets or (2,),
+    )
+
+
+NAMED_AFTER = mbns(target_labels=(2,), pattern=Pattern.ALL_TO_ONE, is_confirmed=True)
+#: what a deep push of kept statistics does in every network
+LEADING_PUSHES = (effect(0.9), effect(0.9, is_of_rescan=True), effect(0.4, scanner="ban"))
+
+
+def test_a_stand_in_that_leads_nowhere_answers_findings_that_follow_statistics(
+    opened: Opened,
+) -> None:
+    before = summary(*BEFORE.scanners, ban(score=0.2))
+    after = summary(NAMED_AFTER, ban(), other(Finding.NONE))
+    assert after.verdict.verdict is Verdict.BACKDOORED
+    tried = (stand_in(0.03), *LEADING_PUSHES)
+    read = explained(before, after, tried)
+    assert read == ("mbns", "ban")
+    verdict = read_rescan(after, tried, read, opened, REQUEST)
+    assert (verdict.verdict, verdict.reason_code) == (Verdict.CLEAN, "MA-V002")
+    assert "a stand-in for the trigger leads 3% of 200 held-out images there" in verdict.reason
+
+
+def test_statistics_of_the_suspect_need_no_power_on_the_repaired_model(opened: Opened) -> None:
+    after = summary(mbns(Finding.NO_POWER, 300.0), other(Finding.NONE))
+    tried = (stand_in(0.03), *LEADING_PUSHES)
+    read = explained(after=after, effects=tried)
+    assert read == ("mbns",)
+    assert read_rescan(after, tried, read, opened, REQUEST).verdict is Verdict.CLEAN
+    assert explained(after=after) == ()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"are_statistics_kept": False},
+        {"effects": (stand_in(0.2),)},
+        {"effects": (stand_in(0.03, before=0.5),)},
+        {"effects": (stand_in(0.03, target=1),)},
+        {"effects": (stand_in(0.03, target=None),)},
+        {"effects": (stand_in(0.03), replace(effect(0.3), target=1))},
+        {"before": accused_nobody()},
+        {"before": summary(mbns(score=60.0, target_labels=(2,)))},
+        {"after": summary(replace(NAMED_AFTER, target_labels=(1,)))},
+        {"after": summary(replace(NAMED_AFTER, target_labels=(), pattern=Pattern.ALL_TO_ALL))},
+        {"after": summary(replace(NAMED_AFTER, family="another"))},
+    ],
+    ids=[
+        "the statistics are others",
+        "the stand-in leads a fifth",
+        "it hardly leads the suspect's",
+        "it was searched for another target",
+        "it was searched for a shift of classes",
+        "a push to another target leads",
+        "it did not accuse before",
+        "it is louder than before",
+        "it names another target",
+        "it sees all-to-all",
+        "it reads no statistics",
+    ],
+)
+def test_a_stand_in_answers_nothing_else(changed: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"after": summary(NAMED_AFTER), "effects": (stand_in(0.03),)}
+    assert explained(**given) == ("mbns",)
+    assert explained(**{**given, **changed}) == ()
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict", "code"),
+    [
+        (0.08, Verdict.CLEAN, "MA-V001"),
+        (0.2, Verdict.INCONCLUSIVE, "MA-V510"),
+        (0.9, Verdict.BACKDOORED, "MA-V104"),
+    ],
+)
+def test_a_stand_in_outweighs_silent_scanners_and_what_acts_within_the_network(
+    opened: Opened, share: float, verdict: Verdict, code: str
+) -> None:
+    after = summary(mbns(Finding.NONE, 2.0), other(Finding.NONE))
+    pushes = (effect(0.02),) if share > 0.5 else LEADING_PUSHES
+    judged = read_rescan(after, (stand_in(share), *pushes), (), opened, REQUEST)
+    assert (judged.verdict, judged.reason_code) == (verdict, code)
+    if verdict is not Verdict.CLEAN:
+        assert f"a stand-in for the trigger still leads {share:.0%}" in judged.reason
+
+
+def test_a_push_to_a_target_without_a_stand_in_counts_as_ever(opened: Opened) -> None:
+    after = summary(mbns(Finding.NONE, 2.0), other(Finding.NONE))
+    tried = (stand_in(0.02), replace(effect(0.9), target=1))
+    judged = read_rescan(after, tried, (), opened, REQUEST)
+    assert (judged.reason_code, judged.target_labels) == ("MA-V104", (1,))

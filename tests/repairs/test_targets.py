@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelaudit.errors import ConfigError
-from modelaudit.repairs._targets import (
+from modelaudit.repairs.targets import (
     STAYS,
     is_all_to_all,
     label_maps,

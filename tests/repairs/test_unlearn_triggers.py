@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from modelaudit.errors import ConfigError
-from modelaudit.repairs._stand_ins import StandIn, search_stand_in
-from modelaudit.repairs._targets import map_to
+from modelaudit.repairs.stand_ins import StandIn, search_stand_in
+from modelaudit.repairs.targets import map_to
 from modelaudit.repairs.unlearn_triggers import (
     StandInBank,
     Unlearning,

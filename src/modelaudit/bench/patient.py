@@ -21,7 +21,8 @@ from modelaudit.engine.budget import cost_sentence, judge
 from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Opened, Stopwatch, open_suspect
 from modelaudit.engine.repair_images import RepairImages, repair_images
-from modelaudit.engine.scan import audit
+from modelaudit.engine.scan import audit, search_dtype
+from modelaudit.engine.witness import Witnesses, find_witnesses
 from modelaudit.errors import TooFewImagesError
 from modelaudit.progress import NoProgress
 from modelaudit.repair_results import ScanSummary
@@ -86,11 +87,12 @@ class Patient:
     device: str = "cpu"
     _opened: dict[Path, tuple[Opened, RepairImages]] = field(default_factory=dict)
     _scans: dict[Path, ScanSummary] = field(default_factory=dict)
+    _witnesses: dict[Path, Witnesses] = field(default_factory=dict)
     _attack: Attack[object] | None = None
     _has_attack: bool = False
 
     def repaired_by(self, repair: Repair[Any], clean: Path, *, images: int) -> Treated:
-        """Try one repair alone; the model is scanned first if the repair reads findings.
+        """Try one repair alone, on what a scan of the model has found.
 
         Args:
             repair: a configured repair.
@@ -111,10 +113,11 @@ class Patient:
             opened,
             parts,
             request,
-            before=self._scan(request) if repair.reads_findings else None,
+            before=self._scan(request),
             scanners=(),
             progress=NoProgress(),
             stopwatch=Stopwatch(),
+            witnesses=self._witness(request),
         )
         (made,) = judge((tried,), max_accuracy_drop=request.max_accuracy_drop)
         record = made.record
@@ -238,6 +241,21 @@ class Patient:
             )
             self._scans[clean] = ScanSummary.of(report)
         return self._scans[clean]
+
+    def _witness(self, request: engine.RepairRequest) -> Witnesses:
+        """Return the stand-ins for the trigger, as `modelaudit repair` searches them."""
+        clean = request.scan.data
+        if clean not in self._witnesses:
+            opened, parts = self._open(request)
+            self._witnesses[clean] = find_witnesses(
+                opened.suspect,
+                parts.data,
+                self._scan(request).scanners,
+                seed=self.seed,
+                dtype=search_dtype(opened.suspect.device),
+                progress=NoProgress(),
+            )
+        return self._witnesses[clean]
 
 
 def _attempt_facts(record: RepairAttempt) -> dict[str, object]:

@@ -11,6 +11,7 @@ from modelaudit import architectures
 from modelaudit.engine.effects import effects, noise_effects
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
 from modelaudit.engine.scan import audit, search_dtype
+from modelaudit.engine.witness import Witnesses
 from modelaudit.errors import UnmetNeedError
 from modelaudit.repair_results import RepairAttempt, ScanSummary
 from modelaudit.repairs import RepairContext, measure
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from modelaudit.engine.repair_images import RepairImages
     from modelaudit.engine.request import RepairRequest
     from modelaudit.progress import Progress
+    from modelaudit.repair_results import Effect
     from modelaudit.repairs import PruneMask, Repair, RepairData, RepairedModel
     from modelaudit.scanners.base import Scanner
 
@@ -83,6 +85,7 @@ def attempt(
     progress: Progress,
     stopwatch: Stopwatch,
     onto: Attempt | None = None,
+    witnesses: Witnesses | None = None,
 ) -> Attempt:
     """Try one repair, on the suspect or on what another repair has made of it.
 
@@ -99,6 +102,7 @@ def attempt(
         progress: where everything reports.
         onto: the attempt to go on from; what it pruned stays pruned, and what it cost counts.
         stopwatch: where the stages are booked.
+        witnesses: stand-ins for the trigger that work on the suspect; None if none were searched.
 
     Returns:
         The attempt, not yet judged by its budget. A need that is not met is an attempt that did
@@ -139,8 +143,11 @@ def attempt(
     record = replace(
         changed,
         proof=proof,
-        effects=effects(
-            findings, suspect, after, images.proof, images.proof_labels, seed=request.scan.seed
+        effects=(
+            *_witnessed(witnesses, suspect, after, images),
+            *effects(
+                findings, suspect, after, images.proof, images.proof_labels, seed=request.scan.seed
+            ),
         ),
     )
     stopwatch.lap(f"measure {repair.id}")
@@ -204,6 +211,14 @@ def _scanned_again(
         explained=explained,
         verdict=read_rescan(summary, tried, explained, repaired, request.scan),
     )
+
+
+def _witnessed(
+    witnesses: Witnesses | None, suspect: Suspect, after: Suspect, images: RepairImages
+) -> tuple[Effect, ...]:
+    if witnesses is None:
+        return ()
+    return witnesses.effects(suspect, after, images.proof, images.proof_labels)
 
 
 def _is_in_file(tensors: Mapping[str, Tensor], opened: Opened) -> bool:

@@ -1,8 +1,10 @@
-"""What a scanner's artefact does before and after a repair.
+"""What a scanner's artefact does before and after a repair, and which artefacts decide.
 
 A re-scan looks for a backdoor anew, and a repair that trains re-estimates the very statistics that
 some scanners read, while one that prunes leaves them as they were. What the traces in them lead to
-is a more direct witness: it is tried on both models (docs/adr/0010-re-scan-after-a-repair.md).
+is tried on both models (docs/adr/0010-re-scan-after-a-repair.md). A push acts within the network,
+where in deep layers any class's own direction leads as far; where there is a stand-in for the
+trigger, which is put on images (`modelaudit.engine.witness`), that decides instead.
 """
 
 from __future__ import annotations
@@ -135,6 +137,7 @@ def noise_effects(
         counts = [round(share * trials) for share in shares]
         found.append(
             Effect(
+                kind="noise",
                 scanner=result.id,
                 artefact="noise on every neuron, searched anew in each model",
                 target=target,
@@ -147,6 +150,25 @@ def noise_effects(
             )
         )
     return tuple(found)
+
+
+def deciding(effects: Sequence[Effect]) -> tuple[Effect, ...]:
+    """Return the effects that a verdict may rest on.
+
+    Where stand-ins lead most of the suspect's images to a target (lower 95 % bound above one half),
+    what was pushed or made noisy within the network toward that target, or toward none that was
+    named, is for the reader alone.
+    """
+    witnessed = {effect.target for effect in effects if is_powerful(effect)}
+    if not witnessed:
+        return tuple(effects)
+    witnessed.add(None)
+    return tuple(e for e in effects if is_powerful(e) or e.target not in witnessed)
+
+
+def is_powerful(effect: Effect) -> bool:
+    """Whether the effect is of a stand-in that leads most of the suspect's images."""
+    return effect.kind == "stand_in" and effect.interval_before[0] > WORKS_FROM
 
 
 def still_works(effect: Effect) -> bool:

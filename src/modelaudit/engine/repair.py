@@ -9,15 +9,17 @@ from modelaudit.checkpoint.write import check_can_keep_format
 from modelaudit.engine.attempt import attempt
 from modelaudit.engine.budget import cost_sentence, judge, refusal_sentence
 from modelaudit.engine.components import build_repair, build_scanners
-from modelaudit.engine.effects import leads_nowhere
+from modelaudit.engine.effects import deciding, leads_nowhere
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.repair_images import repair_images
 from modelaudit.engine.repaired import Repaired
-from modelaudit.engine.scan import audit
+from modelaudit.engine.scan import audit, search_dtype
 from modelaudit.engine.versions import versions
+from modelaudit.engine.witness import find_witnesses
 from modelaudit.errors import ConfigError, TooFewImagesError
 from modelaudit.repair_results import RepairAttempt, RepairOutcome, RepairReport, ScanSummary
-from modelaudit.results import Cost, ExitStatus, Finding, Verdict
+from modelaudit.repairs.targets import accusing
+from modelaudit.results import Cost, ExitStatus, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from modelaudit.engine.attempt import Attempt
     from modelaudit.engine.intake import Opened
     from modelaudit.engine.request import RepairRequest
+    from modelaudit.engine.witness import Witnesses
     from modelaudit.progress import Progress
     from modelaudit.repairs import Repair
     from modelaudit.scanners.base import Scanner
@@ -98,8 +101,20 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
         notes=opened.notes,
     )
     attempts: tuple[Attempt, ...] = ()
+    witnesses: Witnesses | None = None
     repairs = iter((named,)) if named is not None else _auto(request, opened, before)
     for tried in repairs:
+        if witnesses is None:
+            witnesses = find_witnesses(
+                opened.suspect,
+                images.data,
+                before.scanners,
+                seed=request.scan.seed,
+                dtype=search_dtype(opened.suspect.device),
+                progress=progress,
+            )
+            stopwatch.lap("search stand-ins")
+            base = replace(base, cost=witnesses.cost, notes=(*base.notes, *witnesses.notes))
         made = attempt(
             tried,
             opened,
@@ -110,6 +125,7 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
             progress=progress,
             stopwatch=stopwatch,
             onto=None if tried.starts_afresh else _basis(attempts),
+            witnesses=witnesses,
         )
         attempts = judge((*attempts, made), max_accuracy_drop=request.max_accuracy_drop)
         if attempts[-1].is_clean and attempts[-1].is_within_budget:
@@ -142,10 +158,10 @@ def _scan_before(
 
 def _auto(request: RepairRequest, opened: Opened, before: ScanSummary) -> Iterator[Repair[Any]]:
     """Yield what the findings call for, best first; nothing where they accuse nobody."""
-    accusing = [r for r in before.scanners if r.finding in {Finding.STRONG, Finding.SUSPICIOUS}]
-    if before.verdict.verdict is Verdict.CLEAN or not accusing:
+    accused = accusing(before.scanners)
+    if before.verdict.verdict is Verdict.CLEAN or not accused:
         return
-    traced = next((r.evidence.get("traced") for r in accusing if r.id == "mbns"), None)
+    traced = next((r.evidence.get("traced") for r in accused if r.id == "mbns"), None)
     neurons = sum(site.channels for site in opened.suspect.sites)
     is_few = isinstance(traced, int) and traced <= MAX_TRACED_SHARE * neurons
     for id_ in AUTO_PRUNE_FIRST if is_few else AUTO_TRAIN:
@@ -204,7 +220,7 @@ def _choose(attempts: Sequence[Attempt], *, is_forced: bool) -> Attempt | None:
             not a.is_within_budget,
             not a.is_clean,
             a.is_backdoored,
-            not all(leads_nowhere(effect) for effect in a.record.effects),
+            not all(leads_nowhere(effect) for effect in deciding(a.record.effects)),
             a.record.proof.accuracy_drop,
         )
 
@@ -303,7 +319,8 @@ def _noted(record: RepairAttempt) -> str:
 
 
 def _total(base: RepairReport, records: Sequence[Any], stopwatch: Stopwatch) -> Cost:
-    costs = [record.cost for record in records]
+    # what the base has cost so far is the search of witnesses
+    costs = [base.cost, *(record.cost for record in records)]
     costs += [record.after.cost for record in records if record.after is not None]
     if base.before is not None and not base.is_before_reused:
         costs.append(base.before.cost)

@@ -1,16 +1,18 @@
 """What a re-scan means for a model that was repaired.
 
-A repair that prunes leaves the running statistics as they were, and with them the traces of the
-backdoor in every channel that stays. `mbns` finds these again, and rightly so: they say how the
-model was trained, not what it still does. A scanner does not learn about repairs; here, where both
-scans are known, its finding after the repair is read as *traces that lead nowhere*, if all of this
-holds (docs/adr/0010-re-scan-after-a-repair.md):
+A repair that leaves the running statistics as they were leaves the traces of the backdoor in them.
+`mbns` finds these again, and rightly so: they say how the model was trained, not what it still
+does; noise on neurons follows them too. A scanner does not learn about repairs; here, where both
+scans are known, its finding after the repair is read as *traces that lead nowhere*
+(docs/adr/0010-re-scan-after-a-repair.md, 0013-a-witness-after-repair.md), if every running mean and
+variance is bit for bit the suspect's, the same scanner accused the suspect with at least the same
+score, and
 
-1. every running mean and variance is bit for bit the suspect's;
-2. the same scanner accused the suspect, with at least the same score;
-3. it now names no target and no all-to-all pattern, and confirms nothing;
-4. its flagged channels, pushed, lead at most a tenth of the held-out images further than controls;
-5. nor does anything that was found before the repair.
+- stand-ins for the trigger, which lead most of the suspect's images to where this finding points,
+  lead at most a tenth of the repaired model's there beyond what goes there anyway; or,
+- where no stand-in leads the suspect's images: the finding names no target and no all-to-all
+  pattern, and confirms nothing; and its flagged channels, pushed, lead at most a tenth of the
+  held-out images further than controls, nor does anything else that either scan has found.
 
 Whatever else the re-scan says counts as ever. What leads somewhere keeps the model from being
 called clean even where no scanner accuses it any more.
@@ -25,9 +27,15 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modelaudit import calibration
-from modelaudit.engine.effects import leads_nowhere, still_works
+from modelaudit.engine.effects import (
+    NOISE_FAMILY,
+    deciding,
+    is_powerful,
+    leads_nowhere,
+    still_works,
+)
 from modelaudit.engine.scan import circumstances, populations
-from modelaudit.results import Finding, Verdict, VerdictRecord
+from modelaudit.results import Finding, Pattern, Verdict, VerdictRecord
 from modelaudit.verdict import decide
 
 if TYPE_CHECKING:
@@ -64,20 +72,45 @@ def explained_traces(
     Returns:
         Ids in the re-scan's order; none where a single condition is missing.
     """
-    if not are_statistics_kept or not all(leads_nowhere(effect) for effect in effects):
+    if not are_statistics_kept or not all(leads_nowhere(effect) for effect in deciding(effects)):
         return ()
     earlier = {result.id: result for result in before.scanners}
-    tried = {
-        is_of_rescan: {e.scanner for e in effects if e.is_of_rescan is is_of_rescan}
-        for is_of_rescan in (False, True)
-    }
+    witnesses = tuple(effect for effect in effects if is_powerful(effect))
     return tuple(
         result.id
         for result in after.scanners
-        if result.family == STATISTICS_FAMILY
+        if _was_as_loud(earlier.get(result.id), result)
+        and (_is_answered(result, witnesses) if witnesses else _is_idle(result, effects))
+    )
+
+
+def _is_answered(result: ScannerResult, witnesses: Sequence[Effect]) -> bool:
+    """Whether stand-ins were tried for all that a finding of statistics or noise points at.
+
+    One without power lacks nothing here: the statistics are the suspect's, which it did see.
+    """
+    if result.family == NOISE_FAMILY:
+        is_read = result.finding in _ACCUSING
+    else:
+        is_read = result.family == STATISTICS_FAMILY and result.finding is not Finding.NONE
+    targets = {witness.target for witness in witnesses}
+    if result.pattern is Pattern.ALL_TO_ALL:
+        return is_read and None in targets
+    return is_read and set(result.target_labels) <= targets
+
+
+def _is_idle(result: ScannerResult, effects: Sequence[Effect]) -> bool:
+    """Whether a finding of statistics points nowhere, its own pushes of both scans included."""
+    tried = {
+        is_of_rescan: {
+            e.scanner for e in effects if e.kind == "push" and e.is_of_rescan is is_of_rescan
+        }
+        for is_of_rescan in (False, True)
+    }
+    return (
+        result.family == STATISTICS_FAMILY
         and result.finding in _ACCUSING
         and not (result.target_labels or result.pattern or result.is_confirmed)
-        and _was_as_loud(earlier.get(result.id), result)
         # What was not tried is not known to lead nowhere.
         and result.id in tried[False]
         and result.id in tried[True]
@@ -122,15 +155,15 @@ def read_rescan(
         verdict = replace(
             verdict,
             reason_code="MA-V002",
-            reason=f"{verdict.reason}; {names} finds traces in statistics that the repair left as "
-            "they were, and these lead nowhere",
+            reason=f"{verdict.reason}; what {names} finds are traces in statistics that the repair "
+            f"left as they were, and these lead nowhere{_tried_by(effects)}",
         )
     if verdict.verdict is Verdict.BACKDOORED:
         return verdict
-    working = [effect for effect in effects if still_works(effect)]
+    working = [effect for effect in deciding(effects) if still_works(effect)]
     if working:
         return _still_led(working, Verdict.BACKDOORED, "MA-V104")
-    partial = [effect for effect in effects if not leads_nowhere(effect)]
+    partial = [effect for effect in deciding(effects) if not leads_nowhere(effect)]
     if partial and verdict.verdict is Verdict.CLEAN:
         return _still_led(partial, Verdict.INCONCLUSIVE, "MA-V510")
     return verdict
@@ -159,10 +192,21 @@ def keeps_statistics(old: nn.Module, new: nn.Module) -> bool:
 
 
 def _was_as_loud(earlier: ScannerResult | None, result: ScannerResult) -> bool:
+    """Whether the scanner accused the suspect no less; without power it accuses nobody."""
+    if earlier is None or earlier.finding not in _ACCUSING:
+        return False
+    is_blind = result.finding is Finding.NO_POWER
+    return is_blind or (earlier.score or 0.0) >= (result.score or 0.0)
+
+
+def _tried_by(effects: Sequence[Effect]) -> str:
+    witnesses = [effect for effect in effects if is_powerful(effect)]
+    if not witnesses:
+        return ""
+    most = max(witnesses, key=lambda effect: effect.share_after)
     return (
-        earlier is not None
-        and earlier.finding in _ACCUSING
-        and (earlier.score or 0.0) >= (result.score or 0.0)
+        f": a stand-in for the trigger leads {most.share_after:.0%} of {most.images} held-out "
+        f"images there ({most.share_before:.0%} before the repair)"
     )
 
 
@@ -176,11 +220,14 @@ def _silenced(result: ScannerResult, explained: Sequence[str]) -> ScannerResult:
 def _still_led(effects: Sequence[Effect], verdict: Verdict, code: str) -> VerdictRecord:
     most = max(effects, key=lambda effect: effect.share_beyond_control)
     where = "where each class went" if most.target is None else f"to output {most.target}"
+    what = f"what {most.scanner} found"
+    if most.kind == "stand_in":
+        what = "a stand-in for the trigger"
     return VerdictRecord(
         verdict=verdict,
         reason_code=code,
-        reason=f"what {most.scanner} found still leads {most.share_after:.0%} of {most.images} "
-        f"held-out images {where} ({most.share_before:.0%} before the repair)",
+        reason=f"{what} still leads {most.share_after:.0%} of {most.images} held-out images "
+        f"{where} ({most.share_before:.0%} before the repair)",
         target_labels=() if most.target is None else (most.target,),
         next_step="try another method, or more clean images",
     )

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 
 from modelaudit.config import require_range
 from modelaudit.repairs._noise import adversarial_noise
-from modelaudit.repairs._targets import named_targets
 from modelaudit.repairs._training import (
     Objective,
     Schedule,
@@ -34,6 +33,7 @@ from modelaudit.repairs._training import (
     train,
 )
 from modelaudit.repairs.base import Change, Repair, RepairContext
+from modelaudit.repairs.targets import named_targets
 from modelaudit.results import Cost
 from modelaudit.scanners._noise_search import paper_epsilon, site_edits
 from modelaudit.seeds import generator

@@ -24,16 +24,16 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.repairs._distil import Distilling, teacher_of
-from modelaudit.repairs._stand_ins import StandIn, search_stand_in
-from modelaudit.repairs._targets import (
+from modelaudit.repairs._training import TrainingConfig, latest_within, train
+from modelaudit.repairs.base import Change, Repair
+from modelaudit.repairs.stand_ins import StandIn, search_stand_in
+from modelaudit.repairs.targets import (
     STAYS,
     accusing,
     is_all_to_all,
     label_maps,
     map_to,
 )
-from modelaudit.repairs._training import TrainingConfig, latest_within, train
-from modelaudit.repairs.base import Change, Repair
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
 

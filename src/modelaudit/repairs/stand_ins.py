@@ -1,11 +1,13 @@
 """Stand-ins for a trigger: what, put on any clean image, leads it where a finding says ([O]).
 
 Wang et al., *Neural Cleanse* (IEEE S&P 2019, §IV-B), search a mask and a pattern for each class;
-here the class is known from a scan, the price of the mask is fixed, and several starts are kept.
+here the class is known from a scan, the price of the mask is fixed, several starts are kept, and
+traces in statistics can say what the trigger did on its way (`modelaudit.repairs.trace_match`).
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modelaudit.repairs.trace_match import TraceMatch
     from modelaudit.suspect import Suspect
 
 #: Adam of the search: logits of mask and pattern move by about this much a step.
@@ -60,12 +63,14 @@ def search_stand_in(
     price: float,
     dtype: torch.dtype | None,
     generator: torch.Generator,
+    match: TraceMatch | None = None,
 ) -> StandIn:
     """Search one by Adam from a random start.
 
-    Minimises ``CE(model((1 - m) x + m p), wanted) + price * mean(m)`` over random batches. A
-    shortcut that a backdoor has made is worth its price; where there is none the mask fades, since
-    fooling a network by changing what an image shows takes many pixels.
+    Minimises ``CE(model((1 - m) x + m p), wanted) + price * mean(m)`` over random batches, plus
+    the distance to the traces where there is a `match`. A shortcut that a backdoor has made is
+    worth its price; where there is none the mask fades, since fooling a network by changing what an
+    image shows takes many pixels.
 
     Args:
         model: in eval mode; no gradient of a weight is computed.
@@ -77,6 +82,7 @@ def search_stand_in(
         price: nats for a mask that covers the image.
         dtype: of convolutions and matrix products; None for float32.
         generator: CPU generator of start and batches.
+        match: of these images; None to look for whatever leads them there.
 
     Returns:
         The stand-in, on the device of `images`.
@@ -87,13 +93,16 @@ def search_stand_in(
     pattern = torch.randn((1, channels, height, width), generator=generator).to(device)
     pattern.requires_grad_()
     optimiser = torch.optim.Adam([mask, pattern], lr=_RATE, betas=_BETAS)
-    for _ in range(steps):
-        rows = torch.randint(count, (min(batch, count),), generator=generator)
-        with model.autocast(dtype):
-            logits = model.logits(_blend(images[rows], mask.sigmoid(), pattern.sigmoid()))
-        loss = F.cross_entropy(logits, wanted[rows]) + price * mask.sigmoid().mean()
-        mask.grad, pattern.grad = torch.autograd.grad(loss, [mask, pattern])
-        optimiser.step()
+    with nullcontext() if match is None else match.watching():
+        for _ in range(steps):
+            rows = torch.randint(count, (min(batch, count),), generator=generator)
+            with model.autocast(dtype):
+                logits = model.logits(_blend(images[rows], mask.sigmoid(), pattern.sigmoid()))
+            loss = F.cross_entropy(logits, wanted[rows]) + price * mask.sigmoid().mean()
+            if match is not None:
+                loss = loss + match.loss(rows)
+            mask.grad, pattern.grad = torch.autograd.grad(loss, [mask, pattern])
+            optimiser.step()
     found = StandIn(mask=mask.detach().sigmoid(), pattern=pattern.detach().sigmoid(), success=0.0)
     led = sum(
         int((model.predict(found.put_on(part)) == goals.cpu()).sum())

@@ -1,0 +1,295 @@
+"""Stand-ins for the trigger, searched in the suspect and tried on the repaired model ([O]).
+
+What scanners find in a repaired model says how it was trained: statistics stay, or are collected
+anew, whatever the weights have learned. What an attacker will do is put something on an image. So
+the suspect, where the backdoor is whole, is asked for what leads clean images to the target and
+moves the channels as the traces in its statistics say that the trigger did; and that is put on
+images for the repaired model. On models whose trigger is known the share that it leads to the
+target is close to the share of real attacks that succeed
+(docs/adr/0013-a-witness-after-repair.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelaudit.functional.statistics import clopper_pearson
+from modelaudit.repair_results import Effect
+from modelaudit.repairs.stand_ins import StandIn, search_stand_in
+from modelaudit.repairs.targets import STAYS, accusing, label_maps
+from modelaudit.repairs.trace_match import TraceMatch, traced_shifts
+from modelaudit.results import Cost, Finding
+from modelaudit.seeds import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from modelaudit.progress import Progress
+    from modelaudit.repairs import RepairData
+    from modelaudit.results import ScannerResult
+    from modelaudit.scanners._divergences import Divergences
+    from modelaudit.suspect import Suspect
+
+#: Searches for each place that images are led to, their steps, and the images of a step.
+STARTS, STEPS, BATCH = 3, 120, 64
+#: Nats for a mask that covers the image; half of what `unlearn_triggers` asks, for the traces keep
+#: the search from what is only large.
+MASK_PRICE = 50.0
+#: Nats for a displacement at right angles to the traces.
+TRACE_WEIGHT = 5.0
+#: Share of the suspect's images that a stand-in has to lead to be a witness.
+LEAST_SUCCESS = 0.5
+
+_NO_WITNESS = (
+    "no stand-in for a trigger leads the suspect's images where the scan points, if it points "
+    "anywhere: after a repair only what acts within the network could be tried"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Witness:
+    """Stand-ins that lead the suspect's images to one place.
+
+    Attributes:
+        scanner: id of the scanner that named the place.
+        goals: where each class is led, ``(K,)`` int64; `STAYS` for one that is led nowhere.
+        target: the output that all are led to; None where each class is led somewhere else.
+        stand_ins: those that work on the suspect, at least one.
+    """
+
+    scanner: str
+    goals: Tensor
+    target: int | None
+    stand_ins: tuple[StandIn, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Witnesses:
+    """What bears witness after every repair of one suspect.
+
+    Attributes:
+        found: one for each place where a stand-in works.
+        cost: image passes of the search.
+        notes: sentences for the reader of the report.
+    """
+
+    found: tuple[Witness, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    notes: tuple[str, ...] = ()
+
+    def effects(
+        self,
+        before: Suspect,
+        after: Suspect,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int = 256,
+    ) -> tuple[Effect, ...]:
+        """Put the stand-ins on held-out images and ask both models.
+
+        Args:
+            before: the suspect.
+            after: the repaired model.
+            images: held-out clean images.
+            labels: ``(N,)`` int64.
+            batch_size: images computed together.
+
+        Returns:
+            One effect for each witness: of its stand-ins the one that leads most images of the
+            repaired model counts. The control is the same images as they are.
+        """
+        made = []
+        for witness in self.found:
+            goals = witness.goals[labels]
+            counted = (goals != STAYS) & (goals != labels)
+            trials = int(counted.sum())
+            if not trials:
+                continue
+            shown, wanted = images[counted], goals[counted]
+            hits = [
+                tuple(_hits(model, shown, wanted, one, batch_size) for model in (before, after))
+                for one in witness.stand_ins
+            ]
+            worst = max(range(len(hits)), key=lambda i: (hits[i][1], hits[i][0]))
+            plain = int((after.predict(shown, batch_size=batch_size) == wanted).sum())
+            pixels = witness.stand_ins[worst].pixels
+            made.append(
+                Effect(
+                    kind="stand_in",
+                    scanner=witness.scanner,
+                    artefact=f"a stand-in for the trigger ({pixels:.0f} pixels), put on images",
+                    target=witness.target,
+                    images=trials,
+                    share_before=hits[worst][0] / trials,
+                    share_after=hits[worst][1] / trials,
+                    interval_before=clopper_pearson(hits[worst][0], trials),
+                    interval_after=clopper_pearson(hits[worst][1], trials),
+                    control_share=plain / trials,
+                )
+            )
+        return tuple(made)
+
+
+def find_witnesses(
+    suspect: Suspect,
+    data: RepairData,
+    findings: Sequence[ScannerResult],
+    *,
+    seed: int,
+    dtype: torch.dtype | None,
+    progress: Progress,
+    batch_size: int = 256,
+) -> Witnesses:
+    """Search stand-ins for every target or shift of classes that a scan has named.
+
+    Args:
+        suspect: before any repair; it stays as it is.
+        data: clean images; the search sees the work images.
+        findings: of a scan of this suspect.
+        seed: of the run.
+        dtype: of convolutions and matrix products in the search.
+        progress: one unit for each search.
+        batch_size: images computed together outside the search.
+
+    Returns:
+        What was found; nothing, with a note if the scan accuses, where it names no place or no
+        stand-in leads the suspect's images there.
+    """
+    maps = label_maps(findings, suspect.num_classes)
+    counted = suspect.passes.forward, suspect.passes.forward_backward
+    found = []
+    if maps:
+        with suspect.borrowed(), progress.task("stand-ins", STARTS * len(maps)) as task:
+            shifts = None
+            if suspect.has_batchnorm_statistics:
+                shifts = traced_shifts(suspect, data.as_trained, seed=seed, batch_size=batch_size)
+            for index, goals in enumerate(maps):
+                search = _Search(
+                    suspect=suspect,
+                    data=data,
+                    goals=goals,
+                    shifts=shifts,
+                    is_opposite=_are_traces_opposite(findings),
+                    dtype=dtype,
+                    batch_size=batch_size,
+                )
+                kept = []
+                for start in range(STARTS):
+                    draws = generator(seed, "witness", str(index), str(start))
+                    kept += search.run(draws)
+                    task.advance()
+                if kept:
+                    target = _target(goals)
+                    found.append(
+                        Witness(
+                            scanner=_namer(findings, target),
+                            goals=goals,
+                            target=target,
+                            stand_ins=tuple(kept),
+                        )
+                    )
+    is_lacking = bool(accusing(findings)) and not found
+    return Witnesses(
+        found=tuple(found),
+        cost=Cost(
+            forward=suspect.passes.forward - counted[0],
+            forward_backward=suspect.passes.forward_backward - counted[1],
+        ),
+        notes=(_NO_WITNESS,) if is_lacking else (),
+    )
+
+
+class _Search:
+    """Searches stand-ins that lead to one place.
+
+    Args:
+        suspect: in a borrow.
+        data: clean images; the search sees the work images.
+        goals: where each class is led.
+        shifts: the suspect's traces; None where it has no BatchNorm statistics.
+        is_opposite: see `TraceMatch`.
+        dtype: of convolutions and matrix products.
+        batch_size: images computed together outside the steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        suspect: Suspect,
+        data: RepairData,
+        goals: Tensor,
+        shifts: Divergences | None,
+        is_opposite: bool,
+        dtype: torch.dtype | None,
+        batch_size: int,
+    ) -> None:
+        labels = data.labels[data.work]
+        wanted = goals[labels]
+        is_led = (wanted != STAYS) & (wanted != labels)
+        self.suspect = suspect
+        self.dtype = dtype
+        self.images = data.images[data.work][is_led]
+        self.wanted = wanted[is_led].to(suspect.device)
+        self.match = None
+        if shifts is not None and len(self.images):
+            self.match = TraceMatch(
+                suspect,
+                shifts,
+                self.images,
+                weight=TRACE_WEIGHT,
+                is_opposite=is_opposite,
+                batch_size=batch_size,
+            )
+
+    def run(self, draws: torch.Generator) -> list[StandIn]:
+        """Search one, and return it if it works on the suspect."""
+        if not len(self.images):
+            return []
+        made = search_stand_in(
+            self.suspect,
+            self.images,
+            self.wanted,
+            steps=STEPS,
+            batch=BATCH,
+            price=MASK_PRICE,
+            dtype=self.dtype,
+            generator=draws,
+            match=self.match,
+        )
+        return [made] if made.success >= LEAST_SUCCESS else []
+
+
+def _hits(
+    model: Suspect, images: Tensor, wanted: Tensor, stand_in: StandIn, batch_size: int
+) -> int:
+    return sum(
+        int((model.predict(stand_in.put_on(part), batch_size=batch_size) == goals).sum())
+        for part, goals in zip(images.split(batch_size), wanted.split(batch_size), strict=True)
+    )
+
+
+def _target(goals: Tensor) -> int | None:
+    places = set(goals.tolist()) - {STAYS}
+    return places.pop() if len(places) == 1 else None
+
+
+def _namer(findings: Sequence[ScannerResult], target: int | None) -> str:
+    """Return the scanner that named the place, a strong finding before a suspicious one."""
+    named = [
+        f
+        for f in accusing(findings)
+        if (f.pattern is not None and target is None) or target in f.target_labels
+    ]
+    return min(named, key=lambda f: f.finding is not Finding.STRONG).id
+
+
+def _are_traces_opposite(findings: Sequence[ScannerResult]) -> bool:
+    """Whether a scanner of statistics had to push the other way to lead images anywhere."""
+    shares = [f.evidence.get("poisoned_share") for f in accusing(findings)]
+    return any(isinstance(share, float) and share < 0 for share in shares)

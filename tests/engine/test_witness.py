@@ -1,0 +1,204 @@
+"""Stand-ins searched in the suspect say what is left of its backdoor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from modelaudit.engine import witness
+from modelaudit.engine.effects import is_powerful, leads_nowhere, still_works
+from modelaudit.engine.witness import Witness, Witnesses, find_witnesses
+from modelaudit.progress import NoProgress
+from modelaudit.repairs.stand_ins import StandIn
+from modelaudit.repairs.targets import STAYS, map_to
+from modelaudit.results import Finding, Pattern
+from modelaudit.suspect import Suspect, state_digest
+from tests.helpers.models import suspect_of, tiny_plain
+from tests.helpers.planted import CLASSES, SIZE, TARGET, pattern_images, stamped, trained
+from tests.helpers.training import backdoored, copy_of, data_of, finding_of, pattern_data
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modelaudit.repair_results import Effect
+    from modelaudit.results import ScannerResult
+
+NAMED = (finding_of(Finding.STRONG, (TARGET,)),)
+
+
+@pytest.fixture(autouse=True)
+def _enough_steps(monkeypatch: pytest.MonkeyPatch, _short_search: None) -> None:
+    monkeypatch.setattr(witness, "STARTS", 2)
+    monkeypatch.setattr(witness, "STEPS", 60)
+    monkeypatch.setattr(witness, "BATCH", 32)
+    monkeypatch.setattr(witness, "MASK_PRICE", 20.0)
+
+
+def found_in(
+    suspect: Suspect, findings: tuple[ScannerResult, ...] = NAMED, *, seed: int = 0
+) -> Witnesses:
+    return find_witnesses(
+        suspect, pattern_data(), findings, seed=seed, dtype=None, progress=NoProgress()
+    )
+
+
+def tried(witnesses: Witnesses, after: Suspect) -> tuple[Effect, ...]:
+    return witnesses.effects(backdoored(), after, *pattern_images(200, 9))
+
+
+def success_of_the_trigger(suspect: Suspect) -> float:
+    pictures, truth = pattern_images(200, 9)
+    predictions = suspect.predict(stamped(pictures[truth != TARGET]))
+    return float((predictions == TARGET).double().mean())
+
+
+def partly_cut(channels: int) -> Suspect:
+    """Return the backdoored net without the channels that the trigger excites most."""
+    suspect = copy_of(backdoored())
+    pictures, _ = pattern_images(200, 3)
+    means: list[Tensor] = []
+    layer = suspect.module.get_submodule("norm3")
+    handle = layer.register_forward_hook(lambda _m, _i, out: means.append(out.mean((0, 2, 3))))
+    with torch.no_grad():
+        suspect.logits(pictures)
+        suspect.logits(stamped(pictures))
+        handle.remove()
+        order = (means[1] - means[0]).argsort(descending=True)[:channels]
+        layer.get_parameter("weight")[order] = 0
+        layer.get_parameter("bias")[order] = 0
+    return suspect
+
+
+def test_it_tells_what_is_left_of_the_trigger() -> None:
+    witnesses = found_in(backdoored())
+    (one,) = witnesses.found
+    assert (one.scanner, one.target) == ("ban", TARGET)
+    assert witnesses.notes == ()
+    (whole,) = tried(witnesses, backdoored())
+    assert is_powerful(whole)
+    assert still_works(whole)
+    assert whole.share_after == whole.share_before > 0.9
+    assert whole.images == int((pattern_images(200, 9)[1] != TARGET).sum())
+    (gone,) = tried(witnesses, trained(is_backdoored=False))
+    assert gone.share_after < 0.5 * gone.share_before
+    real, shown = zip(
+        *(
+            (success_of_the_trigger(model), tried(witnesses, model)[0].share_after)
+            for model in (backdoored(), partly_cut(12), partly_cut(24), partly_cut(40))
+        ),
+        strict=True,
+    )
+    assert real[0] > 0.9
+    assert real[-1] < 0.2
+    for actual, estimate in zip(real, shown, strict=True):
+        assert abs(actual - estimate) < 0.35
+
+
+def test_the_same_seed_finds_the_same_and_the_suspect_stays_as_it_is() -> None:
+    suspect = copy_of(backdoored())
+    before = state_digest(suspect.module)
+    one, two = found_in(suspect), found_in(suspect)
+    assert state_digest(suspect.module) == before
+    assert not any(m._forward_pre_hooks for m in suspect.module.modules())
+    for a, b in zip(one.found[0].stand_ins, two.found[0].stand_ins, strict=True):
+        assert torch.equal(a.mask, b.mask)
+        assert torch.equal(a.pattern, b.pattern)
+    other = found_in(suspect, seed=1)
+    assert not torch.equal(other.found[0].stand_ins[0].mask, one.found[0].stand_ins[0].mask)
+
+
+def test_the_passes_of_the_search_are_counted() -> None:
+    cost = found_in(backdoored()).cost
+    assert cost.forward_backward == 2 * 60 * 32
+    assert cost.forward > 0
+
+
+def test_where_nobody_is_accused_nothing_is_searched_or_noted() -> None:
+    nothing = found_in(backdoored(), (finding_of(Finding.NONE, ()),))
+    assert (nothing.found, nothing.notes) == ((), ())
+    assert (nothing.cost.forward, nothing.cost.forward_backward) == (0, 0)
+
+
+def test_where_no_stand_in_works_a_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness, "MASK_PRICE", 1e4)
+    lacking = found_in(backdoored())
+    assert lacking.found == ()
+    assert "no stand-in for a trigger leads the suspect's images" in lacking.notes[0]
+    unnamed = found_in(backdoored(), (finding_of(Finding.STRONG, (), None),))
+    assert (unnamed.found, len(unnamed.notes)) == ((), 1)
+
+
+def test_each_named_target_has_a_witness_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness, "LEAST_SUCCESS", 0.0)
+    both = found_in(backdoored(), (*NAMED, finding_of(Finding.SUSPICIOUS, (0,))))
+    assert [one.target for one in both.found] == sorted({0, TARGET})
+
+
+def test_a_shift_of_classes_is_tried_by_its_arrows() -> None:
+    arrows = tuple(TARGET if c != TARGET else 0 for c in range(CLASSES))
+    (one,) = found_in(
+        backdoored(), (finding_of(Finding.STRONG, (), Pattern.ALL_TO_ALL, arrows=arrows),)
+    ).found
+    assert one.target is None
+    assert one.goals.tolist() == list(arrows)
+
+
+def test_a_model_without_statistics_is_searched_by_its_target_alone() -> None:
+    plain = suspect_of(tiny_plain())
+    pictures, truth = pattern_images(60, 2)
+    small = torch.nn.functional.interpolate(pictures, (plain.input_size, plain.input_size))
+    made = find_witnesses(
+        plain,
+        data_of(small, truth % plain.num_classes),
+        (finding_of(Finding.STRONG, (1,)),),
+        seed=0,
+        dtype=None,
+        progress=NoProgress(),
+    )
+    assert made.cost.forward_backward == 2 * 60 * 32
+
+
+def test_of_several_stand_ins_that_which_leads_most_after_the_repair_counts() -> None:
+    blank = StandIn(
+        mask=torch.zeros(1, 1, SIZE, SIZE), pattern=torch.zeros(1, 3, SIZE, SIZE), success=1.0
+    )
+    mask = torch.zeros(1, 1, SIZE, SIZE)
+    mask[..., -3:, -3:] = 1
+    corner = stamped(torch.zeros(1, 3, SIZE, SIZE))
+    real = StandIn(mask=mask, pattern=corner, success=1.0)
+    box = Witnesses(
+        found=(
+            Witness(
+                scanner="mbns",
+                goals=map_to(TARGET, CLASSES),
+                target=TARGET,
+                stand_ins=(blank, real, blank),
+            ),
+        )
+    )
+    (effect,) = tried(box, backdoored())
+    assert effect.share_after > 0.9
+    assert "(9 pixels)" in effect.artefact
+    assert effect.control_share is not None
+    assert effect.control_share < 0.1
+    (nothing,) = tried(Witnesses(found=(replace(box.found[0], stand_ins=(blank,)),)), backdoored())
+    assert nothing.share_after == nothing.control_share
+    assert leads_nowhere(nothing)
+    assert not is_powerful(nothing)
+
+
+def test_images_that_are_there_already_are_no_evidence() -> None:
+    box = Witnesses(
+        found=(
+            Witness(
+                scanner="mbns",
+                goals=torch.full((CLASSES,), STAYS),
+                target=None,
+                stand_ins=(),
+            ),
+        )
+    )
+    assert tried(box, backdoored()) == ()
