@@ -15,6 +15,7 @@ from modelaudit.bench.repair_tracker import RepairTracker
 from modelaudit.bench.runner import make_attack
 from modelaudit.bench.selection import Selection
 from modelaudit.bench.tables.read import read_rows
+from modelaudit.engine import witness
 from modelaudit.engine.repair import AUTO_PRUNE_FIRST, AUTO_TRAIN
 from modelaudit.errors import ConfigError
 from modelaudit.repairs import Change, RepairContext, RepairData
@@ -370,6 +371,16 @@ def test_repair_that_reads_findings_is_told_what_a_scan_says_and_keyed_by_its_sc
     after = keys()
     assert before[0] == after[0]
     assert before[1] != after[1]
+
+
+def test_row_holds_what_a_stand_in_does_before_and_after(
+    work: RepairWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(witness, "LEAST_SUCCESS", 0.0)
+    (row,) = run(work, "prune_mbns", only=(ATTACKED,))
+    shown = [effect for effect in row["effects"] if effect["kind"] == "stand_in"]
+    assert [(effect["target"], effect["scanner"]) for effect in shown] == [(TARGET, "mbns")]
+    assert 0 <= shown[0]["share_after"] <= 1
 
 
 def test_repairs_are_counted_by_model_and_method(work: RepairWork) -> None:

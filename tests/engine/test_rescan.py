@@ -253,7 +253,7 @@ def test_a_stand_in_that_leads_nowhere_answers_findings_that_follow_statistics(
     opened: Opened,
 ) -> None:
     before = summary(*BEFORE.scanners, ban(score=0.2))
-    after = summary(NAMED_AFTER, ban(), other(Finding.NONE))
+    after = summary(replace(NAMED_AFTER, score=300.0), ban(), other(Finding.NONE))
     assert after.verdict.verdict is Verdict.BACKDOORED
     tried = (stand_in(0.03), *LEADING_PUSHES)
     read = explained(before, after, tried)
@@ -282,7 +282,6 @@ def test_statistics_of_the_suspect_need_no_power_on_the_repaired_model(opened: O
         {"effects": (stand_in(0.03, target=None),)},
         {"effects": (stand_in(0.03), replace(effect(0.3), target=1))},
         {"before": accused_nobody()},
-        {"before": summary(mbns(score=60.0, target_labels=(2,)))},
         {"after": summary(replace(NAMED_AFTER, target_labels=(1,)))},
         {"after": summary(replace(NAMED_AFTER, target_labels=(), pattern=Pattern.ALL_TO_ALL))},
         {"after": summary(replace(NAMED_AFTER, family="another"))},
@@ -295,7 +294,6 @@ def test_statistics_of_the_suspect_need_no_power_on_the_repaired_model(opened: O
         "it was searched for a shift of classes",
         "a push to another target leads",
         "it did not accuse before",
-        "it is louder than before",
         "it names another target",
         "it sees all-to-all",
         "it reads no statistics",

@@ -92,7 +92,7 @@ class Patient:
     _has_attack: bool = False
 
     def repaired_by(self, repair: Repair[Any], clean: Path, *, images: int) -> Treated:
-        """Try one repair alone, on what a scan of the model has found.
+        """Try one repair alone; the model is scanned first, for what bears witness afterwards.
 
         Args:
             repair: a configured repair.
@@ -113,7 +113,8 @@ class Patient:
             opened,
             parts,
             request,
-            before=self._scan(request),
+            # What does not read findings is not told any: its row does not depend on scanners.
+            before=self._scan(request) if repair.reads_findings else None,
             scanners=(),
             progress=NoProgress(),
             stopwatch=Stopwatch(),

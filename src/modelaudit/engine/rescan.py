@@ -5,14 +5,14 @@ A repair that leaves the running statistics as they were leaves the traces of th
 does; noise on neurons follows them too. A scanner does not learn about repairs; here, where both
 scans are known, its finding after the repair is read as *traces that lead nowhere*
 (docs/adr/0010-re-scan-after-a-repair.md, 0013-a-witness-after-repair.md), if every running mean and
-variance is bit for bit the suspect's, the same scanner accused the suspect with at least the same
-score, and
+variance is bit for bit the suspect's, the same scanner accused the suspect, and
 
 - stand-ins for the trigger, which lead most of the suspect's images to where this finding points,
   lead at most a tenth of the repaired model's there beyond what goes there anyway; or,
-- where no stand-in leads the suspect's images: the finding names no target and no all-to-all
-  pattern, and confirms nothing; and its flagged channels, pushed, lead at most a tenth of the
-  held-out images further than controls, nor does anything else that either scan has found.
+- where no stand-in leads the suspect's images: the score is no larger than the suspect's, the
+  finding names no target and no all-to-all pattern, and confirms nothing; its flagged channels,
+  pushed, lead at most a tenth of the held-out images further than controls, nor does anything else
+  that either scan has found.
 
 Whatever else the re-scan says counts as ever. What leads somewhere keeps the model from being
 called clean even where no scanner accuses it any more.
@@ -79,15 +79,20 @@ def explained_traces(
     return tuple(
         result.id
         for result in after.scanners
-        if _was_as_loud(earlier.get(result.id), result)
-        and (_is_answered(result, witnesses) if witnesses else _is_idle(result, effects))
+        if _has_accused(earlier.get(result.id))
+        and (
+            _is_answered(result, witnesses)
+            if witnesses
+            else _is_idle(result, earlier[result.id], effects)
+        )
     )
 
 
 def _is_answered(result: ScannerResult, witnesses: Sequence[Effect]) -> bool:
     """Whether stand-ins were tried for all that a finding of statistics or noise points at.
 
-    One without power lacks nothing here: the statistics are the suspect's, which it did see.
+    Weights that have been trained are off statistics that were kept, and the score is larger for
+    it. One without power lacks nothing: the statistics are the suspect's, where it had power.
     """
     if result.family == NOISE_FAMILY:
         is_read = result.finding in _ACCUSING
@@ -99,7 +104,7 @@ def _is_answered(result: ScannerResult, witnesses: Sequence[Effect]) -> bool:
     return is_read and set(result.target_labels) <= targets
 
 
-def _is_idle(result: ScannerResult, effects: Sequence[Effect]) -> bool:
+def _is_idle(result: ScannerResult, earlier: ScannerResult, effects: Sequence[Effect]) -> bool:
     """Whether a finding of statistics points nowhere, its own pushes of both scans included."""
     tried = {
         is_of_rescan: {
@@ -110,6 +115,7 @@ def _is_idle(result: ScannerResult, effects: Sequence[Effect]) -> bool:
     return (
         result.family == STATISTICS_FAMILY
         and result.finding in _ACCUSING
+        and (earlier.score or 0.0) >= (result.score or 0.0)
         and not (result.target_labels or result.pattern or result.is_confirmed)
         # What was not tried is not known to lead nowhere.
         and result.id in tried[False]
@@ -191,12 +197,8 @@ def keeps_statistics(old: nn.Module, new: nn.Module) -> bool:
     return True
 
 
-def _was_as_loud(earlier: ScannerResult | None, result: ScannerResult) -> bool:
-    """Whether the scanner accused the suspect no less; without power it accuses nobody."""
-    if earlier is None or earlier.finding not in _ACCUSING:
-        return False
-    is_blind = result.finding is Finding.NO_POWER
-    return is_blind or (earlier.score or 0.0) >= (result.score or 0.0)
+def _has_accused(earlier: ScannerResult | None) -> bool:
+    return earlier is not None and earlier.finding in _ACCUSING
 
 
 def _tried_by(effects: Sequence[Effect]) -> str:
