@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modelaudit.engine import ScanRequest
-from modelaudit.engine.effects import NOISE_FAMILY
+from modelaudit.engine.effects import NOISE_FAMILY, deciding
 from modelaudit.engine.intake import Opened
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
 from modelaudit.repair_results import Effect, ScanSummary
@@ -252,7 +252,7 @@ LEADING_PUSHES = (effect(0.9), effect(0.9, is_of_rescan=True), effect(0.4, scann
 def test_a_stand_in_that_leads_nowhere_answers_findings_that_follow_statistics(
     opened: Opened,
 ) -> None:
-    before = summary(*BEFORE.scanners, ban(score=0.2))
+    before = summary(*BEFORE.scanners, ban())
     after = summary(replace(NAMED_AFTER, score=300.0), ban(), other(Finding.NONE))
     assert after.verdict.verdict is Verdict.BACKDOORED
     tried = (stand_in(0.03), *LEADING_PUSHES)
@@ -281,7 +281,10 @@ def test_statistics_of_the_suspect_need_no_power_on_the_repaired_model(opened: O
         {"effects": (stand_in(0.03, target=1),)},
         {"effects": (stand_in(0.03, target=None),)},
         {"effects": (stand_in(0.03), replace(effect(0.3), target=1))},
+        {"effects": (replace(stand_in(0.08), interval_after=(0.01, 0.3)),)},
         {"before": accused_nobody()},
+        {"before": summary(mbns(score=200.0))},
+        {"before": summary(mbns(score=200.0, target_labels=(1, 2)))},
         {"after": summary(replace(NAMED_AFTER, target_labels=(1,)))},
         {"after": summary(replace(NAMED_AFTER, target_labels=(), pattern=Pattern.ALL_TO_ALL))},
         {"after": summary(replace(NAMED_AFTER, family="another"))},
@@ -293,7 +296,10 @@ def test_statistics_of_the_suspect_need_no_power_on_the_repaired_model(opened: O
         "it was searched for another target",
         "it was searched for a shift of classes",
         "a push to another target leads",
+        "too few images show it",
         "it did not accuse before",
+        "it named nothing before",
+        "it named another target too before",
         "it names another target",
         "it sees all-to-all",
         "it reads no statistics",
@@ -322,6 +328,17 @@ def test_a_stand_in_outweighs_silent_scanners_and_what_acts_within_the_network(
     assert (judged.verdict, judged.reason_code) == (verdict, code)
     if verdict is not Verdict.CLEAN:
         assert f"a stand-in for the trigger still leads {share:.0%}" in judged.reason
+
+
+def test_what_points_nowhere_is_answered_for_the_scanner_that_had_named_the_target() -> None:
+    unnamed = replace(effect(0.9, is_of_rescan=True), target=None)
+    assert deciding((stand_in(0.02), effect(0.9), unnamed)) == (stand_in(0.02),)
+    foreign = replace(unnamed, scanner="dde")
+    earlier = replace(effect(0.9), target=None)
+    for kept in (foreign, earlier):
+        assert deciding((stand_in(0.02), kept)) == (stand_in(0.02), kept)
+    weak = stand_in(0.02, before=0.5)
+    assert deciding((weak, unnamed)) == (weak, unnamed)
 
 
 def test_a_push_to_a_target_without_a_stand_in_counts_as_ever(opened: Opened) -> None:

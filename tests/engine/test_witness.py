@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -133,8 +133,43 @@ def test_where_no_stand_in_works_a_note_says_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_each_named_target_has_a_witness_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(witness, "LEAST_SUCCESS", 0.0)
-    both = found_in(backdoored(), (*NAMED, finding_of(Finding.SUSPICIOUS, (0,))))
+    both = found_in(backdoored(), (*NAMED, finding_of(Finding.STRONG, (0,))))
     assert [one.target for one in both.found] == sorted({0, TARGET})
+    monkeypatch.setattr(witness, "MAX_PLACES", 1)
+    first = found_in(backdoored(), (*NAMED, finding_of(Finding.STRONG, (0,))))
+    assert [one.target for one in first.found] == [0]
+
+
+def test_what_only_a_suspicious_finding_names_is_searched_where_none_is_strong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(witness, "LEAST_SUCCESS", 0.0)
+    hint = finding_of(Finding.SUSPICIOUS, (0,))
+    assert [one.target for one in found_in(backdoored(), (hint, *NAMED)).found] == [TARGET]
+    assert [one.target for one in found_in(backdoored(), (hint,)).found] == [0]
+
+
+def test_a_scanner_without_a_vote_names_no_place() -> None:
+    silent = replace(NAMED[0], is_calibrated=False)
+    found = found_in(backdoored(), (silent,))
+    assert (found.found, found.notes, found.cost.forward_backward) == ((), (), 0)
+
+
+@pytest.mark.parametrize("share", [0.05, -0.05])
+def test_the_side_of_the_traces_is_that_of_the_push(
+    monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    sides: list[bool] = []
+
+    class Watched(witness.TraceMatch):
+        def __init__(self, *given: Any, is_opposite: bool, **more: Any) -> None:
+            sides.append(is_opposite)
+            super().__init__(*given, is_opposite=is_opposite, **more)
+
+    monkeypatch.setattr(witness, "TraceMatch", Watched)
+    monkeypatch.setattr(witness, "STEPS", 1)
+    found_in(backdoored(), (replace(NAMED[0], evidence={"poisoned_share": share}),))
+    assert sides == [share < 0]
 
 
 def test_a_shift_of_classes_is_tried_by_its_arrows() -> None:
@@ -190,15 +225,33 @@ def test_of_several_stand_ins_that_which_leads_most_after_the_repair_counts() ->
     assert not is_powerful(nothing)
 
 
-def test_images_that_are_there_already_are_no_evidence() -> None:
-    box = Witnesses(
-        found=(
-            Witness(
-                scanner="mbns",
-                goals=torch.full((CLASSES,), STAYS),
-                target=None,
-                stand_ins=(),
-            ),
-        )
-    )
+@pytest.mark.parametrize("goals", [torch.full((CLASSES,), STAYS), torch.arange(CLASSES)])
+def test_images_that_are_led_nowhere_or_are_there_already_are_no_evidence(goals: Tensor) -> None:
+    box = Witnesses(found=(Witness(scanner="mbns", goals=goals, target=None, stand_ins=()),))
     assert tried(box, backdoored()) == ()
+
+
+def test_one_that_hardly_works_on_the_suspect_has_no_say_beside_one_that_does() -> None:
+    half = torch.zeros(1, 1, SIZE, SIZE)
+    half[..., -3:, -3:] = 0.3
+    corner = stamped(torch.zeros(1, 3, SIZE, SIZE))
+    faint = StandIn(mask=half, pattern=corner, success=0.5)
+    clear = StandIn(mask=(half > 0).float(), pattern=corner, success=1.0)
+    one, both = (
+        tried(
+            Witnesses(
+                found=(
+                    Witness(
+                        scanner="mbns",
+                        goals=map_to(TARGET, CLASSES),
+                        target=TARGET,
+                        stand_ins=stand_ins,
+                    ),
+                )
+            ),
+            trained(is_backdoored=False),
+        )[0]
+        for stand_ins in ((clear,), (faint, clear))
+    )
+    assert is_powerful(one)
+    assert both == one

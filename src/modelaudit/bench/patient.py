@@ -113,7 +113,8 @@ class Patient:
             opened,
             parts,
             request,
-            # What does not read findings is not told any: its row does not depend on scanners.
+            # What does not read findings is not told any: of its row only the effects of stand-ins
+            # depend on scanners, and the key does not name these.
             before=self._scan(request) if repair.reads_findings else None,
             scanners=(),
             progress=NoProgress(),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from modelaudit.bench.scan import method_sha256
 from modelaudit.engine.components import build_repair, build_scanners
 from modelaudit.engine.repair import AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE
+from modelaudit.engine.witness import WITNESS_VERSION
 from modelaudit.errors import ConfigError
 from modelaudit.registry import Registry
 
@@ -111,6 +112,7 @@ def _auto_sha256() -> str:
         "scanners": _scanner_digests(),
         "repairs": {r.full_id: method_sha256(r) for r in repairs},
         "order": [AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE],
+        "witness": WITNESS_VERSION,
     }
     return _digest(record)
 

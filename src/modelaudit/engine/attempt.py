@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modelaudit import architectures
-from modelaudit.engine.effects import effects, noise_effects
+from modelaudit.engine.effects import deciding, effects, noise_effects
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
 from modelaudit.engine.scan import audit, search_dtype
-from modelaudit.engine.witness import Witnesses
 from modelaudit.errors import UnmetNeedError
 from modelaudit.repair_results import RepairAttempt, ScanSummary
 from modelaudit.repairs import RepairContext, measure
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from modelaudit.engine.intake import Opened, Stopwatch
     from modelaudit.engine.repair_images import RepairImages
     from modelaudit.engine.request import RepairRequest
+    from modelaudit.engine.witness import Witnesses
     from modelaudit.progress import Progress
     from modelaudit.repair_results import Effect
     from modelaudit.repairs import PruneMask, Repair, RepairData, RepairedModel
@@ -202,11 +202,13 @@ def _scanned_again(
         before,
         summary,
         tried,
-        are_statistics_kept=keeps_statistics(suspect.module, after.module),
+        are_statistics_kept=suspect.has_batchnorm_statistics
+        and keeps_statistics(suspect.module, after.module),
     )
+    decide = deciding(tried)
     return replace(
         record,
-        effects=tried,
+        effects=tuple(replace(effect, is_deciding=effect in decide) for effect in tried),
         after=summary,
         explained=explained,
         verdict=read_rescan(summary, tried, explained, repaired, request.scan),

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 WORKS_FROM = 0.5
 #: Share of the images, beyond that of its controls, up to which an artefact leads nowhere.
 NOWHERE_UP_TO = 0.1
+#: Upper 95 % bound of a stand-in's share, beyond its control, up to which it leads nowhere: few
+#: images show nothing.
+NOWHERE_BOUND = 0.2
 #: Random sets of other channels that a push is compared with.
 CONTROL_SETS = 5
 
@@ -156,14 +159,18 @@ def deciding(effects: Sequence[Effect]) -> tuple[Effect, ...]:
     """Return the effects that a verdict may rest on.
 
     Where stand-ins lead most of the suspect's images to a target (lower 95 % bound above one half),
-    what was pushed or made noisy within the network toward that target, or toward none that was
-    named, is for the reader alone.
+    what was pushed or made noisy within the network toward that target is for the reader alone, and
+    so are pushes toward none that a scanner which had named it finds again.
     """
     witnessed = {effect.target for effect in effects if is_powerful(effect)}
-    if not witnessed:
-        return tuple(effects)
-    witnessed.add(None)
-    return tuple(e for e in effects if is_powerful(e) or e.target not in witnessed)
+    named = {e.scanner for e in effects if not e.is_of_rescan and e.target in witnessed}
+
+    def is_answered(effect: Effect) -> bool:
+        if effect.target in witnessed:
+            return True
+        return effect.target is None and effect.is_of_rescan and effect.scanner in named
+
+    return tuple(e for e in effects if is_powerful(e) or not is_answered(e))
 
 
 def is_powerful(effect: Effect) -> bool:
@@ -177,7 +184,10 @@ def still_works(effect: Effect) -> bool:
 
 
 def leads_nowhere(effect: Effect) -> bool:
-    """Whether the artefact leads hardly more images there than any such push does."""
+    """Whether the artefact leads hardly more images there than its control does."""
+    if effect.kind == "stand_in":
+        upper = effect.interval_after[1] - (effect.control_share or 0.0)
+        return effect.share_beyond_control <= NOWHERE_UP_TO and upper <= NOWHERE_BOUND
     return effect.share_beyond_control <= NOWHERE_UP_TO
 
 

@@ -104,7 +104,8 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
     witnesses: Witnesses | None = None
     repairs = iter((named,)) if named is not None else _auto(request, opened, before)
     for tried in repairs:
-        if witnesses is None:
+        is_able = tried.unmet_need(opened.suspect, images.data) is None
+        if witnesses is None and is_able:
             witnesses = find_witnesses(
                 opened.suspect,
                 images.data,

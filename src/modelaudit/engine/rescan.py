@@ -81,15 +81,20 @@ def explained_traces(
         for result in after.scanners
         if _has_accused(earlier.get(result.id))
         and (
-            _is_answered(result, witnesses)
+            _is_answered(result, earlier[result.id], witnesses)
             if witnesses
             else _is_idle(result, earlier[result.id], effects)
         )
     )
 
 
-def _is_answered(result: ScannerResult, witnesses: Sequence[Effect]) -> bool:
-    """Whether stand-ins were tried for all that a finding of statistics or noise points at.
+def _is_answered(
+    result: ScannerResult, earlier: ScannerResult, witnesses: Sequence[Effect]
+) -> bool:
+    """Whether stand-ins were tried for all that a scanner of statistics or noise pointed at.
+
+    In both scans, and in that of the suspect at something: a place that another scanner named says
+    nothing of traces that pointed nowhere.
 
     Weights that have been trained are off statistics that were kept, and the score is larger for
     it. One without power lacks nothing: the statistics are the suspect's, where it had power.
@@ -98,10 +103,16 @@ def _is_answered(result: ScannerResult, witnesses: Sequence[Effect]) -> bool:
         is_read = result.finding in _ACCUSING
     else:
         is_read = result.family == STATISTICS_FAMILY and result.finding is not Finding.NONE
-    targets = {witness.target for witness in witnesses}
+    tried = {witness.target for witness in witnesses}
+    was_at, is_at = _places(earlier), _places(result)
+    return is_read and bool(was_at) and was_at | is_at <= tried
+
+
+def _places(result: ScannerResult) -> set[int | None]:
+    """Return the targets that a result names, None for a shift of classes."""
     if result.pattern is Pattern.ALL_TO_ALL:
-        return is_read and None in targets
-    return is_read and set(result.target_labels) <= targets
+        return {None}
+    return set(result.target_labels)
 
 
 def _is_idle(result: ScannerResult, earlier: ScannerResult, effects: Sequence[Effect]) -> bool:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from modelaudit.engine.effects import WORKS_FROM
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
 from modelaudit.repairs.stand_ins import StandIn, search_stand_in
 from modelaudit.repairs.targets import STAYS, accusing, label_maps
 from modelaudit.repairs.trace_match import TraceMatch, traced_shifts
-from modelaudit.results import Cost, Finding
+from modelaudit.results import Cost, Finding, Pattern
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
@@ -35,11 +36,15 @@ if TYPE_CHECKING:
     from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
 
+#: Raised by every change of what is found or how it decides.
+WITNESS_VERSION = "1"
+#: Places that are searched at most, those of strong findings before others.
+MAX_PLACES = 3
 #: Searches for each place that images are led to, their steps, and the images of a step.
 STARTS, STEPS, BATCH = 3, 120, 64
 #: Nats for a mask that covers the image; half of what `unlearn_triggers` asks, for the traces keep
-#: the search from what is only large.
-MASK_PRICE = 50.0
+#: the search from what is only large; and what it asks where there are no traces.
+MASK_PRICE, MASK_PRICE_ALONE = 50.0, 100.0
 #: Nats for a displacement at right angles to the traces.
 TRACE_WEIGHT = 5.0
 #: Share of the suspect's images that a stand-in has to lead to be a witness.
@@ -47,7 +52,7 @@ LEAST_SUCCESS = 0.5
 
 _NO_WITNESS = (
     "no stand-in for a trigger leads the suspect's images where the scan points, if it points "
-    "anywhere: after a repair only what acts within the network could be tried"
+    "anywhere, or not to all these places: there only what acts within the network could be tried"
 )
 
 
@@ -116,7 +121,9 @@ class Witnesses:
                 tuple(_hits(model, shown, wanted, one, batch_size) for model in (before, after))
                 for one in witness.stand_ins
             ]
-            worst = max(range(len(hits)), key=lambda i: (hits[i][1], hits[i][0]))
+            # One that hardly works on the suspect has no say where another does.
+            able = [i for i, (was, _) in enumerate(hits) if _has_power(was, trials)]
+            worst = max(able or range(len(hits)), key=lambda i: (hits[i][1], hits[i][0]))
             plain = int((after.predict(shown, batch_size=batch_size) == wanted).sum())
             pixels = witness.stand_ins[worst].pixels
             made.append(
@@ -150,7 +157,7 @@ def find_witnesses(
 
     Args:
         suspect: before any repair; it stays as it is.
-        data: clean images; the search sees the work images.
+        data: clean images; stand-ins are searched on the work images, the traces taken from all.
         findings: of a scan of this suspect.
         seed: of the run.
         dtype: of convolutions and matrix products in the search.
@@ -161,21 +168,22 @@ def find_witnesses(
         What was found; nothing, with a note if the scan accuses, where it names no place or no
         stand-in leads the suspect's images there.
     """
-    maps = label_maps(findings, suspect.num_classes)
+    trusted = _trusted(findings)
+    places = _places(trusted, suspect.num_classes)
     counted = suspect.passes.forward, suspect.passes.forward_backward
     found = []
-    if maps:
-        with suspect.borrowed(), progress.task("stand-ins", STARTS * len(maps)) as task:
+    if places:
+        with suspect.borrowed(), progress.task("stand-ins", STARTS * len(places)) as task:
             shifts = None
             if suspect.has_batchnorm_statistics:
                 shifts = traced_shifts(suspect, data.as_trained, seed=seed, batch_size=batch_size)
-            for index, goals in enumerate(maps):
+            for index, (goals, target, scanner) in enumerate(places):
                 search = _Search(
                     suspect=suspect,
                     data=data,
                     goals=goals,
                     shifts=shifts,
-                    is_opposite=_are_traces_opposite(findings),
+                    is_opposite=_are_traces_opposite(trusted),
                     dtype=dtype,
                     batch_size=batch_size,
                 )
@@ -185,16 +193,10 @@ def find_witnesses(
                     kept += search.run(draws)
                     task.advance()
                 if kept:
-                    target = _target(goals)
                     found.append(
-                        Witness(
-                            scanner=_namer(findings, target),
-                            goals=goals,
-                            target=target,
-                            stand_ins=tuple(kept),
-                        )
+                        Witness(scanner=scanner, goals=goals, target=target, stand_ins=tuple(kept))
                     )
-    is_lacking = bool(accusing(findings)) and not found
+    is_lacking = bool(trusted) and (not places or len(found) < len(places))
     return Witnesses(
         found=tuple(found),
         cost=Cost(
@@ -238,7 +240,7 @@ class _Search:
         self.wanted = wanted[is_led].to(suspect.device)
         self.match = None
         if shifts is not None and len(self.images):
-            self.match = TraceMatch(
+            match = TraceMatch(
                 suspect,
                 shifts,
                 self.images,
@@ -246,6 +248,7 @@ class _Search:
                 is_opposite=is_opposite,
                 batch_size=batch_size,
             )
+            self.match = match if match.layers else None
 
     def run(self, draws: torch.Generator) -> list[StandIn]:
         """Search one, and return it if it works on the suspect."""
@@ -257,7 +260,7 @@ class _Search:
             self.wanted,
             steps=STEPS,
             batch=BATCH,
-            price=MASK_PRICE,
+            price=MASK_PRICE_ALONE if self.match is None else MASK_PRICE,
             dtype=self.dtype,
             generator=draws,
             match=self.match,
@@ -274,19 +277,34 @@ def _hits(
     )
 
 
-def _target(goals: Tensor) -> int | None:
-    places = set(goals.tolist()) - {STAYS}
-    return places.pop() if len(places) == 1 else None
+def _has_power(hits: int, trials: int) -> bool:
+    return clopper_pearson(hits, trials)[0] > WORKS_FROM
 
 
-def _namer(findings: Sequence[ScannerResult], target: int | None) -> str:
-    """Return the scanner that named the place, a strong finding before a suspicious one."""
-    named = [
-        f
-        for f in accusing(findings)
-        if (f.pattern is not None and target is None) or target in f.target_labels
-    ]
-    return min(named, key=lambda f: f.finding is not Finding.STRONG).id
+def _trusted(findings: Sequence[ScannerResult]) -> tuple[ScannerResult, ...]:
+    """Return the findings that may name a place: calibrated, and strong ones if there are any.
+
+    A place that only a suspicious finding names beside a strong one is often a wrong one, which a
+    stand-in leads to as it does in clean networks.
+    """
+    heard = tuple(f for f in accusing(findings) if f.is_calibrated)
+    return tuple(f for f in heard if f.finding is Finding.STRONG) or heard
+
+
+def _places(
+    trusted: Sequence[ScannerResult], num_classes: int
+) -> list[tuple[Tensor, int | None, str]]:
+    """Return where each class is led, to which one target if to one, and who says so."""
+    maps = label_maps(trusted, num_classes)
+    shifting = [f for f in trusted if f.pattern is Pattern.ALL_TO_ALL and f.evidence.get("arrows")]
+    if maps and shifting:
+        return [(maps[0], None, shifting[0].id)]
+    places: list[tuple[Tensor, int | None, str]] = []
+    for goals in maps[:MAX_PLACES]:
+        target = int(goals.max())
+        scanner = next(f.id for f in trusted if target in f.target_labels)
+        places.append((goals, target, scanner))
+    return places
 
 
 def _are_traces_opposite(findings: Sequence[ScannerResult]) -> bool:

@@ -88,6 +88,14 @@ class TraceMatch:
                 self._deviation[name] = found.deviation[members].float().to(model.device)
         self._seen: dict[str, Tensor] = {}
         self._clean = self._means_of(images, batch_size)
+        # A layer that folds places into the batch, or runs twice, has no row for each image.
+        for name in [n for n, means in self._clean.items() if len(means) != len(images)]:
+            del self._wanted[name], self._clean[name]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that are compared; without one there is no loss."""
+        return tuple(self._wanted)
 
     @contextmanager
     def watching(self) -> Generator[None]:

@@ -264,7 +264,10 @@ def _effects(effects: tuple[Effect, ...]) -> Table:
     table = plain_table("artefact", "target", "images", "before", "after", "control")
     for effect in effects:
         table.add_row(
-            Text(f"{words.safe(effect.scanner, 40)}: {words.sentence(effect.artefact)}"),
+            Text(
+                f"{words.safe(effect.scanner, 40)}: {words.sentence(effect.artefact)}"
+                f"{'' if effect.is_deciding else ' (shown only)'}"
+            ),
             "y -> another" if effect.target is None else str(effect.target),
             f"{effect.images:,}",
             _share(effect.share_before, effect.interval_before),
