@@ -146,6 +146,16 @@ def test_the_page_says_which_findings_are_traces_that_lead_nowhere() -> None:
     assert "traces" not in render_repair(other, width=120)
 
 
+def test_the_page_marks_what_decides_nothing() -> None:
+    told = []
+    for is_deciding in (True, False):
+        effects = tuple(dataclasses.replace(e, is_deciding=is_deciding) for e in TRIED.effects)
+        tried = dataclasses.replace(TRIED, effects=effects)
+        text = render_repair(dataclasses.replace(repaired(), attempts=(tried,)), width=120)
+        told.append(" ".join(text.split()).count("shown only"))
+    assert told == [0, 2]
+
+
 def test_a_step_that_goes_on_from_another_is_marked() -> None:
     step = dataclasses.replace(TRIED, id="finetune_noise", goes_on_from=("prune_mbns",))
     report = dataclasses.replace(repaired(), attempts=(TRIED, step))
