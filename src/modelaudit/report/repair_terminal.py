@@ -238,8 +238,7 @@ def _rescan(before: ScanSummary, chosen: RepairAttempt) -> Iterator[RenderableTy
         names = ", ".join(words.safe(name, 40) for name in chosen.explained)
         yield Text(
             f"{names} after the repair: traces in statistics that the repair left as they were. "
-            "Pushed, these channels lead nowhere (below); this does not keep the re-scan from "
-            "being clean."
+            "What decides below leads nowhere: this does not keep the re-scan from being clean."
         )
 
 
