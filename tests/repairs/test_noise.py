@@ -131,4 +131,5 @@ def test_aimed_noise_leads_to_its_class() -> None:
                 **settings,  # type: ignore[arg-type]  # by name
             )
             losses.append(noisy_loss(model, noise, data.images[:60], goal))
-        assert losses[0] > losses[1] > losses[2]
+        # One step of epsilon or three of a third end alike; random noise alone does not.
+        assert max(losses[1:]) < losses[0] - 1
