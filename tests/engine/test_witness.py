@@ -231,27 +231,29 @@ def test_images_that_are_led_nowhere_or_are_there_already_are_no_evidence(goals:
     assert tried(box, backdoored()) == ()
 
 
-def test_one_that_hardly_works_on_the_suspect_has_no_say_beside_one_that_does() -> None:
-    half = torch.zeros(1, 1, SIZE, SIZE)
-    half[..., -3:, -3:] = 0.3
-    corner = stamped(torch.zeros(1, 3, SIZE, SIZE))
-    faint = StandIn(mask=half, pattern=corner, success=0.5)
-    clear = StandIn(mask=(half > 0).float(), pattern=corner, success=1.0)
-    one, both = (
-        tried(
-            Witnesses(
-                found=(
-                    Witness(
-                        scanner="mbns",
-                        goals=map_to(TARGET, CLASSES),
-                        target=TARGET,
-                        stand_ins=stand_ins,
-                    ),
-                )
-            ),
-            trained(is_backdoored=False),
-        )[0]
-        for stand_ins in ((clear,), (faint, clear))
+def test_one_that_hardly_works_on_the_suspect_has_no_say_beside_one_that_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blank = torch.zeros(1, 3, SIZE, SIZE)
+    clear, faint = (
+        StandIn(mask=torch.full((1, 1, SIZE, SIZE), m), pattern=blank, success=s)
+        for m, s in ((0.5, 0.97), (0.1, 0.52))
     )
-    assert is_powerful(one)
-    assert both == one
+    suspect, repaired = backdoored(), trained(is_backdoored=False)
+    led = {(clear, suspect): 160, (clear, repaired): 6, (faint, suspect): 85, (faint, repaired): 9}
+    monkeypatch.setattr(
+        witness, "_hits", lambda model, _images, _goals, one, _size: led[one, model]
+    )
+
+    def shown(*stand_ins: StandIn) -> tuple[int, int]:
+        one = Witness(
+            scanner="mbns", goals=map_to(TARGET, CLASSES), target=TARGET, stand_ins=stand_ins
+        )
+        (effect,) = tried(Witnesses(found=(one,)), repaired)
+        return (
+            round(effect.share_before * effect.images),
+            round(effect.share_after * effect.images),
+        )
+
+    assert shown(faint, clear) == (160, 6)
+    assert shown(faint) == (85, 9)
