@@ -341,6 +341,27 @@ def test_what_points_nowhere_is_answered_for_the_scanner_that_had_named_the_targ
     assert deciding((weak, unnamed)) == (weak, unnamed)
 
 
+def test_what_kept_statistics_say_of_changed_weights_counts_where_controls_confirm_it(
+    opened: Opened,
+) -> None:
+    drifted = replace(NAMED_AFTER, target_labels=(1,), is_confirmed=False)
+    pushed = replace(effect(0.99, is_of_rescan=True), target=1, is_confirmed=False)
+    tried = (stand_in(0.02), effect(0.9), pushed)
+    after = summary(drifted, other(Finding.NONE))
+    assert deciding(tried) == (stand_in(0.02),)
+    assert explained(after=after, effects=tried) == ("mbns",)
+    assert read_rescan(after, tried, ("mbns",), opened, REQUEST).verdict is Verdict.CLEAN
+    for real in (
+        replace(pushed, is_confirmed=True),
+        replace(pushed, is_of_rescan=False),
+        replace(pushed, scanner="dde"),
+    ):
+        assert real in deciding((*tried[:2], real))
+    noise = summary(*BEFORE.scanners, ban())
+    stray = summary(NAMED_AFTER, ban(Finding.STRONG, 0.1, 1))
+    assert explained(noise, stray, (stand_in(0.02),)) == ("mbns",)
+
+
 def test_a_push_to_a_target_without_a_stand_in_counts_as_ever(opened: Opened) -> None:
     after = summary(mbns(Finding.NONE, 2.0), other(Finding.NONE))
     tried = (stand_in(0.02), replace(effect(0.9), target=1))

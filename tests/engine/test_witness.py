@@ -12,7 +12,8 @@ from modelaudit.engine import witness
 from modelaudit.engine.effects import is_powerful, leads_nowhere, still_works
 from modelaudit.engine.witness import Witness, Witnesses, find_witnesses
 from modelaudit.progress import NoProgress
-from modelaudit.repairs.stand_ins import StandIn
+from modelaudit.repairs import place_search
+from modelaudit.repairs.stand_ins import Patch, StandIn, Warp
 from modelaudit.repairs.targets import STAYS, map_to
 from modelaudit.results import Finding, Pattern
 from modelaudit.suspect import Suspect, state_digest
@@ -97,17 +98,21 @@ def test_it_tells_what_is_left_of_the_trigger() -> None:
         assert abs(actual - estimate) < 0.35
 
 
+def patches(witnesses: Witnesses) -> list[Patch]:
+    return [one for one in witnesses.found[0].stand_ins if isinstance(one, Patch)]
+
+
 def test_the_same_seed_finds_the_same_and_the_suspect_stays_as_it_is() -> None:
     suspect = copy_of(backdoored())
     before = state_digest(suspect.module)
     one, two = found_in(suspect), found_in(suspect)
     assert state_digest(suspect.module) == before
     assert not any(m._forward_pre_hooks for m in suspect.module.modules())
-    for a, b in zip(one.found[0].stand_ins, two.found[0].stand_ins, strict=True):
+    for a, b in zip(patches(one), patches(two), strict=True):
         assert torch.equal(a.mask, b.mask)
         assert torch.equal(a.pattern, b.pattern)
     other = found_in(suspect, seed=1)
-    assert not torch.equal(other.found[0].stand_ins[0].mask, one.found[0].stand_ins[0].mask)
+    assert not torch.equal(patches(other)[0].mask, patches(one)[0].mask)
 
 
 def test_the_passes_of_the_search_are_counted() -> None:
@@ -133,6 +138,7 @@ def test_where_no_stand_in_works_a_note_says_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_each_named_target_has_a_witness_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(witness, "LEAST_SUCCESS", 0.0)
+    monkeypatch.setattr(witness, "LEAST_AGREEMENT", 2.0)
     both = found_in(backdoored(), (*NAMED, finding_of(Finding.STRONG, (0,))))
     assert [one.target for one in both.found] == sorted({0, TARGET})
     monkeypatch.setattr(witness, "MAX_PLACES", 1)
@@ -161,12 +167,12 @@ def test_the_side_of_the_traces_is_that_of_the_push(
 ) -> None:
     sides: list[bool] = []
 
-    class Watched(witness.TraceMatch):
+    class Watched(place_search.TraceMatch):
         def __init__(self, *given: Any, is_opposite: bool, **more: Any) -> None:
             sides.append(is_opposite)
             super().__init__(*given, is_opposite=is_opposite, **more)
 
-    monkeypatch.setattr(witness, "TraceMatch", Watched)
+    monkeypatch.setattr(place_search, "TraceMatch", Watched)
     monkeypatch.setattr(witness, "STEPS", 1)
     found_in(backdoored(), (replace(NAMED[0], evidence={"poisoned_share": share}),))
     assert sides == [share < 0]
@@ -193,17 +199,69 @@ def test_a_model_without_statistics_is_searched_by_its_target_alone() -> None:
         dtype=None,
         progress=NoProgress(),
     )
-    assert made.cost.forward_backward == 2 * 60 * 32
+    assert made.cost.forward_backward in {2 * 60 * 32, 4 * 60 * 32}
+    assert all(one.agreement is None for one in made.found)
+
+
+@pytest.mark.parametrize("works", ["patch", "warp", None])
+def test_warps_are_searched_where_no_patch_works(
+    monkeypatch: pytest.MonkeyPatch, works: str | None
+) -> None:
+    shape = (1, 1, SIZE, SIZE)
+    calls: list[str] = []
+
+    def patch(*_given: Any, **_settings: Any) -> Patch:
+        calls.append("patch")
+        mask, pattern = torch.zeros(shape), torch.zeros(1, 3, SIZE, SIZE)
+        return Patch(mask=mask, pattern=pattern, success=0.9 if works == "patch" else 0.49)
+
+    def warp(*_given: Any, **settings: Any) -> Warp:
+        calls.append("warp")
+        assert settings["limit"] == witness.WARP_LIMIT
+        return Warp(
+            flow=torch.zeros(1, 2, 4, 4), side=SIZE, success=0.5 if works == "warp" else 0.1
+        )
+
+    monkeypatch.setattr(place_search, "search_patch", patch)
+    monkeypatch.setattr(place_search, "search_warp", warp)
+    found = found_in(backdoored()).found
+    assert calls == ["patch"] * 2 + ["warp"] * (0 if works == "patch" else 2)
+    if works is None:
+        assert found == ()
+        return
+    (one,) = found
+    assert {type(s) for s in one.stand_ins} == {Patch if works == "patch" else Warp}
+    assert (one.agreement is None) is (works == "warp")
+    (effect,) = tried(Witnesses(found=found), backdoored())
+    said = "0 pixels" if works == "patch" else "a warp by 0.0 pixels"
+    assert f"({said})" in effect.artefact
+
+
+def test_what_agrees_with_the_traces_far_less_than_another_is_no_witness(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(witness, "LEAST_SUCCESS", 0.0)
+    monkeypatch.setattr(witness, "LEAST_AGREEMENT", 2.0)
+    both = (*NAMED, finding_of(Finding.STRONG, (0,)))
+    known = {one.target: one.agreement for one in found_in(backdoored(), both).found}
+    right, wrong = known[TARGET], known[0]
+    assert right is not None
+    assert wrong is not None
+    assert right > wrong
+    monkeypatch.setattr(witness, "LEAST_AGREEMENT", (right - wrong) / 2)
+    left = found_in(backdoored(), both)
+    assert [one.target for one in left.found] == [TARGET]
+    assert "not to all these places" in left.notes[0]
 
 
 def test_of_several_stand_ins_that_which_leads_most_after_the_repair_counts() -> None:
-    blank = StandIn(
+    blank = Patch(
         mask=torch.zeros(1, 1, SIZE, SIZE), pattern=torch.zeros(1, 3, SIZE, SIZE), success=1.0
     )
     mask = torch.zeros(1, 1, SIZE, SIZE)
     mask[..., -3:, -3:] = 1
     corner = stamped(torch.zeros(1, 3, SIZE, SIZE))
-    real = StandIn(mask=mask, pattern=corner, success=1.0)
+    real = Patch(mask=mask, pattern=corner, success=1.0)
     box = Witnesses(
         found=(
             Witness(
@@ -236,7 +294,7 @@ def test_one_that_hardly_works_on_the_suspect_has_no_say_beside_one_that_does(
 ) -> None:
     blank = torch.zeros(1, 3, SIZE, SIZE)
     clear, faint = (
-        StandIn(mask=torch.full((1, 1, SIZE, SIZE), m), pattern=blank, success=s)
+        Patch(mask=torch.full((1, 1, SIZE, SIZE), m), pattern=blank, success=s)
         for m, s in ((0.5, 0.97), (0.1, 0.52))
     )
     suspect, repaired = backdoored(), trained(is_backdoored=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from modelaudit.repairs.stand_ins import Patch
 from modelaudit.repairs.trace_match import TraceMatch, traced_shifts
 from tests.helpers.models import images
 from tests.helpers.planted import contaminate, fit_statistics, pattern_images, stamped
@@ -123,6 +124,17 @@ def test_the_trigger_lies_nearer_to_the_traces_than_less_light_does() -> None:
     real = distance(match, suspect, stamped(pictures[rows]), rows)
     darker = distance(match, suspect, pictures[rows] * 0.9, rows)
     assert real < 0.6 * darker
+
+
+def test_agreement_is_the_mean_cos_over_all_images() -> None:
+    suspect, pictures = tiny_suspect(), images(60)
+    contaminate(suspect, "norm2", 3, rate=0.1, shift=4.0)
+    found = traced_shifts(suspect, pictures, seed=0, batch_size=16)
+    match = TraceMatch(suspect, found, pictures, weight=5.0, batch_size=16)
+    size = pictures.shape[-1]
+    grey = Patch(mask=torch.full((1, 1, size, size), 0.4), pattern=torch.ones(1, 3, size, size))
+    wanted = 1 - by_hand(suspect, found, pictures, grey.put_on(pictures))
+    assert match.agreement(pictures, grey, batch_size=16) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_hooks_go_on_every_exit() -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from modelaudit.errors import ConfigError
-from modelaudit.repairs.stand_ins import StandIn, search_stand_in
+from modelaudit.repairs import place_search
+from modelaudit.repairs.place_search import SearchSettings
+from modelaudit.repairs.stand_in_bank import StandInBank
+from modelaudit.repairs.stand_ins import Patch, Warp
 from modelaudit.repairs.targets import map_to
 from modelaudit.repairs.unlearn_triggers import (
-    StandInBank,
     Unlearning,
     UnlearnTriggersConfig,
     UnlearnTriggersRepair,
 )
 from modelaudit.results import Finding, Pattern
-from modelaudit.suspect import Suspect, state_digest
-from tests.helpers.planted import TARGET, pattern_images, trained
+from modelaudit.suspect import Suspect
+from tests.helpers.planted import CLASSES, SIZE, TARGET, trained
 from tests.helpers.training import (
     backdoored,
     context_of,
@@ -34,51 +37,6 @@ QUICK = UnlearnTriggersConfig(
     starts=2, searches=1, search_steps=60, steps=60, learning_rate=0.01, crop=False, flip=False
 )
 NAMED = (finding_of(Finding.STRONG, (TARGET,)),)
-
-
-def stand_in_of(suspect: Suspect, *, price: float, seed: int = 0) -> StandIn:
-    """Search one that leads to the planted target."""
-    pictures, truth = pattern_images(200, 8)
-    away = truth != TARGET
-    return search_stand_in(
-        suspect,
-        pictures[away],
-        torch.full((int(away.sum()),), TARGET),
-        steps=60,
-        batch=32,
-        price=price,
-        dtype=None,
-        generator=torch.Generator().manual_seed(seed),
-    )
-
-
-def test_a_stand_in_mixes_by_its_mask() -> None:
-    mask = torch.tensor([[[[0.0, 0.25], [0.5, 1.0]]]])
-    found = StandIn(mask=mask, pattern=torch.full((1, 3, 2, 2), 0.8), success=0.0)
-    under = found.put_on(torch.full((2, 3, 2, 2), 0.4))
-    torch.testing.assert_close(under[1, 2], torch.tensor([[0.4, 0.5], [0.6, 0.8]]))
-    assert found.pixels == 1.75
-
-
-def test_a_backdoor_takes_fewer_pixels() -> None:
-    planted, clean = (stand_in_of(trained(is_backdoored=b), price=20.0) for b in (True, False))
-    assert planted.success > 0.9
-    assert planted.pixels < 0.8 * clean.pixels
-
-
-def test_what_is_not_worth_its_price_fades() -> None:
-    found = stand_in_of(backdoored(), price=1000.0)
-    assert found.success < 0.1
-    assert found.pixels < 1
-
-
-def test_a_search_leaves_the_model_as_it_is() -> None:
-    suspect = copy_of(backdoored())
-    before = state_digest(suspect.module)
-    stand_in_of(suspect, price=20.0)
-    assert state_digest(suspect.module) == before
-    assert all(p.grad is None and p.requires_grad for p in suspect.module.parameters())
-    assert suspect.passes.forward_backward == 60 * 32
 
 
 def test_the_backdoor_goes_and_the_accuracy_stays() -> None:
@@ -176,47 +134,92 @@ def test_nothing_changes_where_no_stand_in_works() -> None:
     assert any("no stand-in" in note for note in made.notes)
 
 
-def bank_of(suspect: Suspect, maps: tuple[torch.Tensor, ...], **changes: object) -> StandInBank:
+def bank_of(
+    suspect: Suspect, *maps: torch.Tensor, steps: int = 60, least_success: float = 0.3
+) -> StandInBank:
     return StandInBank(
         suspect,
         pattern_data(),
         maps,
-        replace(QUICK, mask_price=20.0, **changes),  # type: ignore[arg-type]  # a shorthand
+        settings=SearchSettings(steps=steps, batch=64, price=20.0, warp_limit=0.02, dtype=None),
+        traces=None,
+        least_success=least_success,
         draws=torch.Generator().manual_seed(0),
-        dtype=None,
     )
 
 
 def test_further_searches_come_at_even_steps_over_all_maps_and_end() -> None:
     suspect = copy_of(backdoored())
-    bank = bank_of(suspect, (map_to(TARGET, 6), map_to(0, 6)), searches=3, least_success=0.0)
-    objective = Unlearning(
-        suspect,
-        suspect,
-        bank,
-        every=2,
-        dtype=None,
-    )
+    bank = bank_of(suspect, map_to(TARGET, 6), map_to(0, 6), least_success=0.0)
+    objective = Unlearning(suspect, suspect, bank, weight=0.5, every=2, searches=3, dtype=None)
     counts = []
     for _ in range(10):
         objective.after_step(torch.optim.SGD(suspect.module.parameters(), lr=0.0))
         counts.append(len(bank.log))
     assert counts == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]
-    assert [index for index, *_ in bank.log] == [0, 1, 0]
+    assert [row.index for row in bank.log] == [0, 1, 0]
     assert len(bank.kept) == 3
 
 
 def test_what_does_not_work_is_not_kept() -> None:
-    bank = bank_of(copy_of(backdoored()), (map_to(TARGET, 6),), least_success=1.0, search_steps=1)
+    bank = bank_of(copy_of(backdoored()), map_to(TARGET, 6), least_success=1.0, steps=1)
     bank.search(0)
     assert bank.kept == []
     assert len(bank.log) == 1
 
 
 def test_classes_that_stay_are_not_searched() -> None:
-    bank = bank_of(copy_of(backdoored()), (torch.full((6,), -1),))
+    bank = bank_of(copy_of(backdoored()), torch.full((6,), -1))
     bank.search(0)
     assert bank.log == []
+
+
+def test_warps_are_searched_where_no_patch_works_and_then_go_on() -> None:
+    bank = bank_of(copy_of(backdoored()), map_to(TARGET, CLASSES), steps=1, least_success=1.0)
+    bank.search_all(2)
+    assert [type(row.found) for row in bank.log] == [Patch, Patch, Warp, Warp]
+    bank.kept.append(bank.log[-1].found)
+    bank.search_again(0)
+    assert isinstance(bank.log[-1].found, Warp)
+    easy = bank_of(copy_of(backdoored()), map_to(TARGET, CLASSES), steps=1, least_success=0.0)
+    easy.search_all(2)
+    easy.search_again(0)
+    assert [type(row.found) for row in easy.log] == [Patch, Patch, Patch]
+
+
+def test_the_log_says_what_was_searched() -> None:
+    made = UnlearnTriggersRepair(replace(QUICK, mask_price=20.0)).repair(
+        backdoored(), pattern_data(), context=context_of(findings=NAMED)
+    )
+    rows = made.details["searches"]
+    assert isinstance(rows, list)
+    assert len(rows) == QUICK.starts + QUICK.searches
+    index, form, extent, success = rows[0]  # type: ignore[misc]  # a row of JSON
+    assert (index, form) == (0, "patch")
+    assert 0 < extent < SIZE * SIZE  # type: ignore[operator]  # as above
+    assert 0.9 < success <= 1  # type: ignore[operator]  # as above
+
+
+def test_the_side_of_the_traces_is_that_of_the_push(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[bool] = []
+
+    class Watched(place_search.TraceMatch):
+        def __init__(self, *given: Any, is_opposite: bool, **more: Any) -> None:
+            sides.append(is_opposite)
+            super().__init__(*given, is_opposite=is_opposite, **more)
+
+    monkeypatch.setattr(place_search, "TraceMatch", Watched)
+    few = replace(QUICK, starts=1, searches=0, search_steps=1, steps=1, least_success=0.0)
+    for share in (0.05, -0.05):
+        finding = replace(NAMED[0], evidence={"poisoned_share": share})
+        UnlearnTriggersRepair(few).repair(
+            backdoored(), pattern_data(), context=context_of(findings=(finding,))
+        )
+    assert sides == [False, True]
+    UnlearnTriggersRepair(replace(few, trace_weight=0.0)).repair(
+        backdoored(), pattern_data(), context=context_of(findings=NAMED)
+    )
+    assert len(sides) == 2
 
 
 def test_an_all_to_all_finding_is_followed_by_its_arrows() -> None:

@@ -105,6 +105,7 @@ def effects(
                 interval_after=clopper_pearson(hits[1], trials),
                 control_share=control,
                 is_of_rescan=is_of_rescan,
+                is_confirmed=result.is_confirmed,
             )
         )
     return tuple(found)
@@ -159,8 +160,10 @@ def deciding(effects: Sequence[Effect]) -> tuple[Effect, ...]:
     """Return the effects that a verdict may rest on.
 
     Where stand-ins lead most of the suspect's images to a target (lower 95 % bound above one half),
-    what was pushed or made noisy within the network toward that target is for the reader alone, and
-    so are pushes toward none that a scanner which had named it finds again.
+    what was pushed or made noisy within the network toward that target is for the reader alone. So
+    is what a scanner that had named it pushes in the re-scan toward no target, or toward another
+    that its own controls do not confirm: weights that have changed are off the same statistics too,
+    in channels that the network needs.
     """
     witnessed = {effect.target for effect in effects if is_powerful(effect)}
     named = {e.scanner for e in effects if not e.is_of_rescan and e.target in witnessed}
@@ -168,7 +171,8 @@ def deciding(effects: Sequence[Effect]) -> tuple[Effect, ...]:
     def is_answered(effect: Effect) -> bool:
         if effect.target in witnessed:
             return True
-        return effect.target is None and effect.is_of_rescan and effect.scanner in named
+        is_weak = effect.target is None or not effect.is_confirmed
+        return is_weak and effect.is_of_rescan and effect.scanner in named
 
     return tuple(e for e in effects if is_powerful(e) or not is_answered(e))
 

@@ -96,8 +96,10 @@ def _is_answered(
     In both scans, and in that of the suspect at something: a place that another scanner named says
     nothing of traces that pointed nowhere.
 
-    Weights that have been trained are off statistics that were kept, and the score is larger for
-    it. One without power lacks nothing: the statistics are the suspect's, where it had power.
+    Weights that have been trained are off statistics that were kept: the score is larger for it,
+    and what the scanner then pushes can lead to any class, which counts where its own controls
+    confirm it. One without power lacks nothing: the statistics are the suspect's, where it had
+    power.
     """
     if result.family == NOISE_FAMILY:
         is_read = result.finding in _ACCUSING
@@ -105,6 +107,8 @@ def _is_answered(
         is_read = result.family == STATISTICS_FAMILY and result.finding is not Finding.NONE
     tried = {witness.target for witness in witnesses}
     was_at, is_at = _places(earlier), _places(result)
+    if result.family == STATISTICS_FAMILY and not result.is_confirmed:
+        is_at = set()
     return is_read and bool(was_at) and was_at | is_at <= tried
 
 

@@ -19,25 +19,26 @@ import torch
 from modelaudit.engine.effects import WORKS_FROM
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
-from modelaudit.repairs.stand_ins import StandIn, search_stand_in
-from modelaudit.repairs.targets import STAYS, accusing, label_maps
-from modelaudit.repairs.trace_match import TraceMatch, traced_shifts
+from modelaudit.repairs.place_search import PlaceSearch, SearchSettings, Traces
+from modelaudit.repairs.stand_ins import Patch
+from modelaudit.repairs.targets import STAYS, accusing, are_traces_opposite, label_maps
+from modelaudit.repairs.trace_match import traced_shifts
 from modelaudit.results import Cost, Finding, Pattern
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from modelaudit.progress import Progress
+    from modelaudit.progress import Progress, Task
     from modelaudit.repairs import RepairData
+    from modelaudit.repairs.stand_ins import StandIn
     from modelaudit.results import ScannerResult
-    from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
 
 #: Raised by every change of what is found or how it decides.
-WITNESS_VERSION = "1"
+WITNESS_VERSION = "2"
 #: Places that are searched at most, those of strong findings before others.
 MAX_PLACES = 3
 #: Searches for each place that images are led to, their steps, and the images of a step.
@@ -47,6 +48,12 @@ STARTS, STEPS, BATCH = 3, 120, 64
 MASK_PRICE, MASK_PRICE_ALONE = 50.0, 100.0
 #: Nats for a displacement at right angles to the traces.
 TRACE_WEIGHT = 5.0
+#: Farthest that a warp moves a pixel along a side, as a share of it; at twice that clean networks
+#: have warps that lead six images in ten.
+WARP_LIMIT = 1 / 32
+#: A place whose patches agree with the traces less than another's, by this much in cos, is not
+#: where the traces come from: what leads there does so in clean networks too.
+LEAST_AGREEMENT = 0.15
 #: Share of the suspect's images that a stand-in has to lead to be a witness.
 LEAST_SUCCESS = 0.5
 
@@ -65,12 +72,15 @@ class Witness:
         goals: where each class is led, ``(K,)`` int64; `STAYS` for one that is led nowhere.
         target: the output that all are led to; None where each class is led somewhere else.
         stand_ins: those that work on the suspect, at least one.
+        agreement: largest cos, averaged over layers, between what one of them does to the channels
+            and what the traces say; None without traces, and of warps.
     """
 
     scanner: str
     goals: Tensor
     target: int | None
     stand_ins: tuple[StandIn, ...]
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,12 +135,12 @@ class Witnesses:
             able = [i for i, (was, _) in enumerate(hits) if _has_power(was, trials)]
             worst = max(able or range(len(hits)), key=lambda i: (hits[i][1], hits[i][0]))
             plain = int((after.predict(shown, batch_size=batch_size) == wanted).sum())
-            pixels = witness.stand_ins[worst].pixels
+            what = f"a stand-in for the trigger ({witness.stand_ins[worst]}), put on images"
             made.append(
                 Effect(
                     kind="stand_in",
                     scanner=witness.scanner,
-                    artefact=f"a stand-in for the trigger ({pixels:.0f} pixels), put on images",
+                    artefact=what,
                     target=witness.target,
                     images=trials,
                     share_before=hits[worst][0] / trials,
@@ -171,31 +181,40 @@ def find_witnesses(
     trusted = _trusted(findings)
     places = _places(trusted, suspect.num_classes)
     counted = suspect.passes.forward, suspect.passes.forward_backward
-    found = []
+    found: list[Witness] = []
     if places:
-        with suspect.borrowed(), progress.task("stand-ins", STARTS * len(places)) as task:
-            shifts = None
+        # patches and, where none works, as many warps
+        with suspect.borrowed(), progress.task("stand-ins", 2 * STARTS * len(places)) as task:
+            traces = None
             if suspect.has_batchnorm_statistics:
                 shifts = traced_shifts(suspect, data.as_trained, seed=seed, batch_size=batch_size)
-            for index, (goals, target, scanner) in enumerate(places):
-                search = _Search(
-                    suspect=suspect,
-                    data=data,
-                    goals=goals,
-                    shifts=shifts,
-                    is_opposite=_are_traces_opposite(trusted),
-                    dtype=dtype,
-                    batch_size=batch_size,
+                traces = Traces(
+                    found=shifts,
+                    is_opposite=are_traces_opposite(trusted),
+                    weight=TRACE_WEIGHT,
                 )
-                kept = []
-                for start in range(STARTS):
-                    draws = generator(seed, "witness", str(index), str(start))
-                    kept += search.run(draws)
-                    task.advance()
+            settings = SearchSettings(
+                steps=STEPS,
+                batch=BATCH,
+                price=MASK_PRICE_ALONE if traces is None else MASK_PRICE,
+                warp_limit=WARP_LIMIT,
+                dtype=dtype,
+                batch_size=batch_size,
+            )
+            for index, (goals, target, scanner) in enumerate(places):
+                search = PlaceSearch(suspect, data, goals, traces=traces, settings=settings)
+                kept = _kept(search, seed=seed, index=index, task=task)
                 if kept:
                     found.append(
-                        Witness(scanner=scanner, goals=goals, target=target, stand_ins=tuple(kept))
+                        Witness(
+                            scanner=scanner,
+                            goals=goals,
+                            target=target,
+                            stand_ins=kept,
+                            agreement=_agreement(search, kept),
+                        )
                     )
+    found = _traced(found)
     is_lacking = bool(trusted) and (not places or len(found) < len(places))
     return Witnesses(
         found=tuple(found),
@@ -207,65 +226,39 @@ def find_witnesses(
     )
 
 
-class _Search:
-    """Searches stand-ins that lead to one place.
+def _kept(search: PlaceSearch, *, seed: int, index: int, task: Task) -> tuple[StandIn, ...]:
+    """Return the patches that work on the suspect, or, where none does, the warps."""
+    if not len(search.images):
+        task.advance(2 * STARTS)
+        return ()
+    forms: tuple[tuple[str, Callable[[torch.Generator], StandIn]], ...] = (
+        ("witness", search.patch),
+        ("warp", search.warp),
+    )
+    for name, form in forms:
+        kept = []
+        for start in range(STARTS):
+            made = form(generator(seed, name, str(index), str(start)))
+            task.advance()
+            if made.success >= LEAST_SUCCESS:
+                kept.append(made)
+        if kept:
+            return tuple(kept)
+    return ()
 
-    Args:
-        suspect: in a borrow.
-        data: clean images; the search sees the work images.
-        goals: where each class is led.
-        shifts: the suspect's traces; None where it has no BatchNorm statistics.
-        is_opposite: see `TraceMatch`.
-        dtype: of convolutions and matrix products.
-        batch_size: images computed together outside the steps.
-    """
 
-    def __init__(
-        self,
-        *,
-        suspect: Suspect,
-        data: RepairData,
-        goals: Tensor,
-        shifts: Divergences | None,
-        is_opposite: bool,
-        dtype: torch.dtype | None,
-        batch_size: int,
-    ) -> None:
-        labels = data.labels[data.work]
-        wanted = goals[labels]
-        is_led = (wanted != STAYS) & (wanted != labels)
-        self.suspect = suspect
-        self.dtype = dtype
-        self.images = data.images[data.work][is_led]
-        self.wanted = wanted[is_led].to(suspect.device)
-        self.match = None
-        if shifts is not None and len(self.images):
-            match = TraceMatch(
-                suspect,
-                shifts,
-                self.images,
-                weight=TRACE_WEIGHT,
-                is_opposite=is_opposite,
-                batch_size=batch_size,
-            )
-            self.match = match if match.layers else None
+def _agreement(search: PlaceSearch, kept: Sequence[StandIn]) -> float | None:
+    patches = [one for one in kept if isinstance(one, Patch)]
+    if search.match is None or not patches:
+        return None
+    return max(search.match.agreement(search.images, one) for one in patches)
 
-    def run(self, draws: torch.Generator) -> list[StandIn]:
-        """Search one, and return it if it works on the suspect."""
-        if not len(self.images):
-            return []
-        made = search_stand_in(
-            self.suspect,
-            self.images,
-            self.wanted,
-            steps=STEPS,
-            batch=BATCH,
-            price=MASK_PRICE_ALONE if self.match is None else MASK_PRICE,
-            dtype=self.dtype,
-            generator=draws,
-            match=self.match,
-        )
-        return [made] if made.success >= LEAST_SUCCESS else []
+
+def _traced(found: Sequence[Witness]) -> list[Witness]:
+    """Return those that no other one outdoes by far in agreeing with the traces."""
+    known = [one.agreement for one in found if one.agreement is not None]
+    least = max(known, default=0.0) - LEAST_AGREEMENT
+    return [one for one in found if one.agreement is None or one.agreement >= least]
 
 
 def _hits(
@@ -305,9 +298,3 @@ def _places(
         scanner = next(f.id for f in trusted if target in f.target_labels)
         places.append((goals, target, scanner))
     return places
-
-
-def _are_traces_opposite(findings: Sequence[ScannerResult]) -> bool:
-    """Whether a scanner of statistics had to push the other way to lead images anywhere."""
-    shares = [f.evidence.get("poisoned_share") for f in accusing(findings)]
-    return any(isinstance(share, float) and share < 0 for share in shares)

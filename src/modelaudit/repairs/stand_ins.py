@@ -1,59 +1,135 @@
-"""Stand-ins for a trigger: what, put on any clean image, leads it where a finding says ([O]).
+"""Stand-ins for a trigger: what, done to any clean image, leads it where a finding says ([O]).
 
 Wang et al., *Neural Cleanse* (IEEE S&P 2019, §IV-B), search a mask and a pattern for each class;
 here the class is known from a scan, the price of the mask is fixed, several starts are kept, and
 traces in statistics can say what the trigger did on its way (`modelaudit.repairs.trace_match`).
+What no patch imitates, such as WaNet's smooth distortion, a warp does.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
     from modelaudit.repairs.trace_match import TraceMatch
     from modelaudit.suspect import Suspect
 
-#: Adam of the search: logits of mask and pattern move by about this much a step.
-_RATE = 0.2
+S = TypeVar("S", bound="StandIn")
+
+#: Adam of the searches; logits of mask and pattern move by about `_PATCH_RATE` a step.
+_PATCH_RATE, _WARP_RATE = 0.2, 0.1
 _BETAS = (0.5, 0.9)
 #: images whose copies under a stand-in are held together
 _JUDGED = 256
 #: Masks start faint (a sigmoid of -2 is 0.12) and uneven.
 _MASK_START, _MASK_SPREAD = -2.0, 0.5
+#: Warps start as a third of their largest displacement, everywhere another.
+_WARP_SPREAD = 0.3
+#: Points of a warp's grid along each side; between them it is bicubic. WaNet's has 4.
+WARP_POINTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StandIn:
-    """A mask and a pattern.
+class StandIn(ABC):
+    """What is done to an image.
 
     Attributes:
+        success: share of the images it was tried on that go where they are wanted.
+    """
+
+    success: float = 0.0
+
+    @property
+    @abstractmethod
+    def extent(self) -> float:
+        """How much it changes: pixels that a patch replaces, or a warp moves a pixel by."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Return what it is, for a reader."""
+
+    @abstractmethod
+    def put_on(self, images: Tensor) -> Tensor:
+        """Return images under the stand-in; ``(N, C, H, W)`` in [0, 1], a new tensor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Patch(StandIn):
+    """A mask and a pattern, ``(1 - m) x + m p``.
+
+    Attributes, beside those of `StandIn`:
         mask: in [0, 1]. Shape ``(1, 1, H, W)``, float32.
         pattern: pixels in [0, 1]. Shape ``(1, C, H, W)``, float32.
-        success: share of the images it was tried on that go where they are wanted.
     """
 
     mask: Tensor
     pattern: Tensor
-    success: float
 
     @property
-    def pixels(self) -> float:
+    def extent(self) -> float:
         """Sum of the mask: how many pixels are replaced."""
         return float(self.mask.sum())
 
+    def __str__(self) -> str:
+        """Return how many pixels are replaced."""
+        return f"{self.extent:.0f} pixels"
+
     def put_on(self, images: Tensor) -> Tensor:
-        """Return images under the stand-in; ``(N, C, H, W)`` in [0, 1], a new tensor."""
-        return _blend(images, self.mask, self.pattern)
+        """Return images under the patch; ``(N, C, H, W)`` in [0, 1], a new tensor."""
+        return torch.lerp(images, self.pattern.expand_as(images), self.mask.expand_as(images))
 
 
-def search_stand_in(
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Warp(StandIn):
+    """A smooth distortion, the same for every image.
+
+    Attributes, beside those of `StandIn`:
+        flow: how far each point of a coarse grid looks aside, as shares of the image's side, x
+            before y. Shape ``(1, 2, P, P)``, float32.
+        side: of the images it was searched on, in pixels.
+    """
+
+    flow: Tensor
+    side: int
+
+    @property
+    def extent(self) -> float:
+        """Mean displacement along a side, in pixels."""
+        return float(self.flow.abs().mean()) * self.side
+
+    def __str__(self) -> str:
+        """Return how far pixels are moved on average."""
+        return f"a warp by {self.extent:.1f} pixels"
+
+    def put_on(self, images: Tensor) -> Tensor:
+        """Return images as the warp distorts them; ``(N, C, H, W)`` in [0, 1], a new tensor."""
+        height, width = images.shape[-2:]
+        moved = F.interpolate(self.flow, size=(height, width), mode="bicubic", align_corners=True)
+        # For grid_sample the first and the last pixel of a side lie two units apart.
+        sides = torch.tensor([width, height], device=images.device)
+        moved = moved * (2 * sides / (sides - 1).clamp_min(1))[None, :, None, None]
+        theta = torch.eye(2, 3, device=images.device)[None]
+        still = F.affine_grid(theta, [1, 1, height, width], align_corners=True)
+        looked = (still + moved.permute(0, 2, 3, 1)).clamp(-1, 1)
+        return F.grid_sample(
+            images,
+            looked.expand(len(images), -1, -1, -1),
+            padding_mode="border",
+            align_corners=True,
+        )
+
+
+def search_patch(
     model: Suspect,
     images: Tensor,
     wanted: Tensor,
@@ -64,8 +140,8 @@ def search_stand_in(
     dtype: torch.dtype | None,
     generator: torch.Generator,
     match: TraceMatch | None = None,
-) -> StandIn:
-    """Search one by Adam from a random start.
+) -> Patch:
+    """Search a patch by Adam from a random start.
 
     Minimises ``CE(model((1 - m) x + m p), wanted) + price * mean(m)`` over random batches, plus
     the distance to the traces where there is a `match`. A shortcut that a backdoor has made is
@@ -85,31 +161,111 @@ def search_stand_in(
         match: of these images; None to look for whatever leads them there.
 
     Returns:
-        The stand-in, on the device of `images`.
+        The patch, on the device of `images`.
     """
-    device, (count, channels, height, width) = images.device, images.shape
+    device, (_, channels, height, width) = images.device, images.shape
     start = torch.randn((1, 1, height, width), generator=generator)
     mask = (_MASK_START + _MASK_SPREAD * start).to(device).requires_grad_()
     pattern = torch.randn((1, channels, height, width), generator=generator).to(device)
     pattern.requires_grad_()
-    optimiser = torch.optim.Adam([mask, pattern], lr=_RATE, betas=_BETAS)
+    return _search(
+        model,
+        images,
+        wanted,
+        lambda: Patch(mask=mask.sigmoid(), pattern=pattern.sigmoid()),
+        parameters=[mask, pattern],
+        rate=_PATCH_RATE,
+        price=lambda patch: price * patch.mask.mean(),
+        steps=steps,
+        batch=batch,
+        dtype=dtype,
+        generator=generator,
+        match=match,
+    )
+
+
+def search_warp(
+    model: Suspect,
+    images: Tensor,
+    wanted: Tensor,
+    *,
+    steps: int,
+    batch: int,
+    limit: float,
+    dtype: torch.dtype | None,
+    generator: torch.Generator,
+) -> Warp:
+    """Search a warp by Adam from a random start.
+
+    Minimises the cross-entropy alone. The price is the limit: a network that was never trained on
+    warped images needs larger ones to take an image for something else.
+
+    Args:
+        model: see `search_patch`, as for `images`, `wanted`, `steps`, `batch`, `dtype` and
+            `generator`.
+        images: see there.
+        wanted: see there.
+        steps: see there.
+        batch: see there.
+        limit: farthest that a point of the grid looks aside, as a share of the image's side.
+        dtype: see there.
+        generator: see there.
+
+    Returns:
+        The warp, on the device of `images`.
+    """
+    start = _WARP_SPREAD * torch.randn((1, 2, WARP_POINTS, WARP_POINTS), generator=generator)
+    points = start.to(images.device).requires_grad_()
+    return _search(
+        model,
+        images,
+        wanted,
+        lambda: Warp(flow=limit * points.tanh(), side=images.shape[-1]),
+        parameters=[points],
+        rate=_WARP_RATE,
+        price=lambda _: torch.zeros((), device=images.device),
+        steps=steps,
+        batch=batch,
+        dtype=dtype,
+        generator=generator,
+        match=None,
+    )
+
+
+def _search(
+    model: Suspect,
+    images: Tensor,
+    wanted: Tensor,
+    made: Callable[[], S],
+    *,
+    parameters: Sequence[Tensor],
+    rate: float,
+    price: Callable[[S], Tensor],
+    steps: int,
+    batch: int,
+    dtype: torch.dtype | None,
+    generator: torch.Generator,
+    match: TraceMatch | None,
+) -> S:
+    """Return what `made` gives once its parameters are found, with its success on all images."""
+    optimiser = torch.optim.Adam(list(parameters), lr=rate, betas=_BETAS)
     with nullcontext() if match is None else match.watching():
         for _ in range(steps):
-            rows = torch.randint(count, (min(batch, count),), generator=generator)
+            rows = torch.randint(len(images), (min(batch, len(images)),), generator=generator)
+            tried = made()
             with model.autocast(dtype):
-                logits = model.logits(_blend(images[rows], mask.sigmoid(), pattern.sigmoid()))
-            loss = F.cross_entropy(logits, wanted[rows]) + price * mask.sigmoid().mean()
+                logits = model.logits(tried.put_on(images[rows]))
+            loss = F.cross_entropy(logits, wanted[rows]) + price(tried)
             if match is not None:
                 loss = loss + match.loss(rows)
-            mask.grad, pattern.grad = torch.autograd.grad(loss, [mask, pattern])
+            gradients = torch.autograd.grad(loss, list(parameters))
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             optimiser.step()
-    found = StandIn(mask=mask.detach().sigmoid(), pattern=pattern.detach().sigmoid(), success=0.0)
+    with torch.no_grad():
+        found = made()
     led = sum(
         int((model.predict(found.put_on(part)) == goals.cpu()).sum())
         for part, goals in zip(images.split(_JUDGED), wanted.split(_JUDGED), strict=True)
     )
-    return StandIn(mask=found.mask, pattern=found.pattern, success=led / count)
-
-
-def _blend(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
-    return torch.lerp(images, pattern.expand_as(images), mask.expand_as(images))
+    return replace(found, success=led / len(images))

@@ -82,3 +82,9 @@ def map_to(target: int, num_classes: int) -> Tensor:
     led = torch.full((num_classes,), target, dtype=torch.int64)
     led[target] = STAYS
     return led
+
+
+def are_traces_opposite(findings: Sequence[ScannerResult]) -> bool:
+    """Return whether a scanner of statistics had to push the other way to lead images anywhere."""
+    shares = [f.evidence.get("poisoned_share") for f in accusing(findings)]
+    return any(isinstance(share, float) and share < 0 for share in shares)

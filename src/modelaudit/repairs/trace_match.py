@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from modelaudit.repairs.stand_ins import StandIn
     from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
 
@@ -126,6 +127,25 @@ class TraceMatch:
             moved = (self._seen[name] - self._clean[name][rows]).mean(0) / self._deviation[name]
             distances.append(1.0 - F.cosine_similarity(moved, wanted, dim=0))
         return self.weight * torch.stack(distances).mean()
+
+    def agreement(self, images: Tensor, stand_in: StandIn, *, batch_size: int = 256) -> float:
+        """Return how much what a stand-in does to channel means is what the traces say, in [-1, 1].
+
+        The cos of the two displacements, averaged over layers.
+
+        Args:
+            images: those that this match was made for, all of them.
+            stand_in: what is put on them.
+            batch_size: images computed together.
+        """
+        moved = self._means_of(stand_in.put_on(images), batch_size)
+        angles = [
+            F.cosine_similarity(
+                (moved[name] - self._clean[name]).mean(0) / self._deviation[name], wanted, dim=0
+            )
+            for name, wanted in self._wanted.items()
+        ]
+        return float(torch.stack(angles).mean())
 
     def _note(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

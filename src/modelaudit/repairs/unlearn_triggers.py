@@ -20,26 +20,28 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from modelaudit.config import require_range
 from modelaudit.repairs._distil import Distilling, teacher_of
 from modelaudit.repairs._training import TrainingConfig, latest_within, train
 from modelaudit.repairs.base import Change, Repair
-from modelaudit.repairs.stand_ins import StandIn, search_stand_in
+from modelaudit.repairs.place_search import SearchSettings, Traces
+from modelaudit.repairs.stand_in_bank import StandInBank
+from modelaudit.repairs.stand_ins import Patch
 from modelaudit.repairs.targets import (
-    STAYS,
     accusing,
+    are_traces_opposite,
     is_all_to_all,
     label_maps,
     map_to,
 )
+from modelaudit.repairs.trace_match import traced_shifts
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from torch import Tensor
 
     from modelaudit.repairs.base import RepairContext
@@ -64,6 +66,11 @@ class UnlearnTriggersConfig(TrainingConfig):
         search_batch: images of such a step.
         mask_price: nats for a mask that covers the whole image: what a stand-in must be worth. A
             3x3 patch on 32x32 pixels costs 0.9 of the default.
+        trace_weight: nats for moving the channels at right angles to where running means say that
+            the trigger moved them; 0, or a model without running statistics, looks for whatever
+            leads images there.
+        warp_limit: farthest that a warp, searched where no patch works, moves a pixel along a side,
+            as a share of it.
         least_success: share of images that a stand-in has to lead to the target, or it is
             dropped.
         steps: of the training, whatever the number of images.
@@ -77,6 +84,8 @@ class UnlearnTriggersConfig(TrainingConfig):
     search_steps: int = 80
     search_batch: int = 64
     mask_price: float = 100.0
+    trace_weight: float = 5.0
+    warp_limit: float = 1 / 32
     least_success: float = 0.3
     steps: int = 240
     trigger_weight: float = 0.5
@@ -91,6 +100,8 @@ class UnlearnTriggersConfig(TrainingConfig):
         require_range(self, "search_steps", low=1)
         require_range(self, "search_batch", low=1)
         require_range(self, "mask_price", low=0)
+        require_range(self, "trace_weight", low=0)
+        require_range(self, "warp_limit", low=0, high=1)
         require_range(self, "least_success", low=0, high=1)
         require_range(self, "steps", low=1)
         require_range(self, "trigger_weight", low=0)
@@ -104,79 +115,15 @@ class UnlearnTriggersConfig(TrainingConfig):
         return math.ceil(len(data.work) / self.batch)
 
 
-class StandInBank:
-    """Stand-ins that work, and the logits of images under one of them, drawn for each batch.
-
-    Args:
-        model: the copy that is trained, BatchNorm with the running statistics.
-        data: clean images; searches see the work images.
-        maps: where a trigger leads each class, see `label_maps`.
-        config: of the repair.
-        draws: CPU generator of searches and choices.
-        dtype: of convolutions and matrix products.
-
-    Attributes:
-        kept: those that work.
-        log: of every search: index of the map, pixels of the mask, success.
-    """
-
-    def __init__(
-        self,
-        model: Suspect,
-        data: RepairData,
-        maps: Sequence[Tensor],
-        config: UnlearnTriggersConfig,
-        *,
-        draws: torch.Generator,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self.model = model
-        self.config = config
-        self.maps = tuple(maps)
-        self.draws = draws
-        self.dtype = dtype
-        self.kept: list[StandIn] = []
-        self.log: list[tuple[int, float, float]] = []
-        self._images = data.images[data.work]
-        self._labels = data.labels[data.work].to(self._images.device)
-
-    def search(self, index: int) -> None:
-        """Search a stand-in for one map; it is kept if it works.
-
-        Args:
-            index: of the map.
-        """
-        wanted = self.maps[index].to(self._labels.device)[self._labels]
-        is_led = (wanted != STAYS) & (wanted != self._labels)
-        if not bool(is_led.any()):
-            return
-        found = search_stand_in(
-            self.model,
-            self._images[is_led],
-            wanted[is_led],
-            steps=self.config.search_steps,
-            batch=self.config.search_batch,
-            price=self.config.mask_price,
-            dtype=self.dtype,
-            generator=self.draws,
-        )
-        self.log.append((index, found.pixels, found.success))
-        if found.success >= self.config.least_success:
-            self.kept.append(found)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return ``(N, K)`` float32 logits of images under a stand-in of the bank."""
-        which = int(torch.randint(len(self.kept), (), generator=self.draws))
-        return self.model.logits(self.kept[which].put_on(images))
-
-
 class Unlearning(Distilling):
     """Distilling under stand-ins, with further searches on the way.
 
     Args:
         model: the copy that is trained.
         bank: its stand-ins.
+        weight: of the loss under stand-ins, beside that on clean images.
         every: steps between searches.
+        searches: how many there are.
         dtype: of convolutions and matrix products.
     """
 
@@ -186,22 +133,23 @@ class Unlearning(Distilling):
         teacher: Suspect,
         bank: StandInBank,
         *,
+        weight: float,
         every: int,
+        searches: int,
         dtype: torch.dtype | None,
     ) -> None:
-        weight = bank.config.trigger_weight
         super().__init__(model, teacher, disturbed=bank, weight=weight, dtype=dtype)
         self.bank = bank
         self.every = every
         self._steps = 0
-        self._left = bank.config.searches
+        self._left = searches
 
     def after_step(self, optimiser: torch.optim.Optimizer) -> None:  # noqa: ARG002 - the contract's
         """Search where it is time to."""
         self._steps += 1
         if self._left and self._steps % self.every == 0:
             self._left -= 1
-            self.bank.search(self._left % len(self.bank.maps))
+            self.bank.search_again(self._left % len(self.bank.maps))
 
 
 class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
@@ -212,7 +160,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     """
 
     id = "unlearn_triggers"
-    version = "1"
+    version = "2"
     summary = "searches stand-ins for the trigger and unlearns what they do"
     reference = "[NC19] §VI-C"
     config_type = UnlearnTriggersConfig
@@ -223,15 +171,19 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     requires_gradients = True
     min_images = 50
 
-    def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - the contract's
+    def estimate(self, suspect: Suspect, data: RepairData) -> Cost:
         """Return the passes of searches, training, validation and the augmentation's choice.
 
-        Counted for one target; a scan that names none, or several, makes it search for more.
+        Counted for one target that a patch leads to; a scan that names none, or several, makes it
+        search for more, and so do warps.
         """
         config = self.config
         epochs, searches = config.epochs(data), config.starts + config.searches
-        # Each search is judged on the work images.
-        asked = (epochs + searches) * len(data.work)
+        # Each search is judged on the work images, and compares what it does with them as they are.
+        has_traces = bool(config.trace_weight) and suspect.has_batchnorm_statistics
+        asked = (epochs + (1 + has_traces) * searches) * len(data.work)
+        if has_traces:
+            asked += len(data.as_trained)
         return Cost(
             forward=asked + (epochs + 4) * len(data.validation),
             forward_backward=searches * config.search_steps * config.search_batch
@@ -247,17 +199,8 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         steps = epochs * config.epoch_steps(data)
         augmentation = config.augmentation(model, data, context)
         teacher = teacher_of(model)
-        bank = StandInBank(
-            model,
-            data,
-            maps,
-            config,
-            draws=generator(context.seed, self.id, "stand_ins"),
-            dtype=context.search_dtype,
-        )
-        for index in range(len(maps)):
-            for _ in range(config.starts):
-                bank.search(index)
+        bank = self._bank(model, data, maps, context, purpose="stand_ins")
+        bank.search_all(config.starts)
         if not bank.kept:
             return Change(
                 details={"searches": _rows(bank)},
@@ -272,7 +215,9 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
                 model,
                 teacher,
                 bank,
+                weight=config.trigger_weight,
                 every=max(1, steps // (config.searches + 1)),
+                searches=config.searches,
                 dtype=context.search_dtype,
             ),
             augmentation=augmentation,
@@ -289,12 +234,48 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
                 "kept_epoch": log.kept,
                 "validation_accuracies": list(log.accuracies),
                 "searches": _rows(bank),
-                "searches_are": "map, pixels of the mask, success",
+                "searches_are": "map, form, pixels replaced or moved by, success",
                 "maps": [led.tolist() for led in maps],
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
             },
             notes=(*notes, f"stand-ins unlearned: {len(bank.kept)} of {len(bank.log)} searched"),
+        )
+
+    def _bank(
+        self,
+        model: Suspect,
+        data: RepairData,
+        maps: Sequence[Tensor],
+        context: RepairContext,
+        *,
+        purpose: str,
+    ) -> StandInBank:
+        """Return an empty bank; the traces are those of the suspect, whose statistics stay."""
+        config, traces = self.config, None
+        if config.trace_weight and model.has_batchnorm_statistics:
+            traces = Traces(
+                found=traced_shifts(
+                    model, data.as_trained, seed=context.seed, batch_size=context.batch_size
+                ),
+                is_opposite=are_traces_opposite(context.findings),
+                weight=config.trace_weight,
+            )
+        return StandInBank(
+            model,
+            data,
+            maps,
+            settings=SearchSettings(
+                steps=config.search_steps,
+                batch=config.search_batch,
+                price=config.mask_price,
+                warp_limit=config.warp_limit,
+                dtype=context.search_dtype,
+                batch_size=context.batch_size,
+            ),
+            traces=traces,
+            least_success=config.least_success,
+            draws=generator(context.seed, self.id, purpose),
         )
 
     def _maps(
@@ -313,25 +294,30 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         if not accusing(context.findings) or classes > config.max_guessed:
             return (), (unnamed,)
         every = tuple(map_to(target, classes) for target in range(classes))
-        bank = StandInBank(
-            model,
-            data,
-            every,
-            config,
-            draws=generator(context.seed, self.id, "guess"),
-            dtype=context.search_dtype,
-        )
+        bank = self._bank(model, data, every, context, purpose="guess")
         for target in range(classes):
             bank.search(target)
         # A backdoor's class takes few pixels for many images ([NC19] §IV-B).
-        ease = {t: won / pixels for t, pixels, won in bank.log if won >= config.least_success}
+        tried = {row.index: row.found for row in bank.log}
+        ease = {
+            target: one.success / one.extent
+            for target, one in tried.items()
+            if one.success >= config.least_success
+        }
         if not ease:
             return (), (unnamed, "no class has a stand-in that works")
         guess = max(ease, key=lambda target: ease[target])
-        _, pixels, success = next(row for row in bank.log if row[0] == guess)
-        found = f"{pixels:.0f} pixels lead {success:.0%} of the images there"
+        found = f"{tried[guess]} lead {tried[guess].success:.0%} of the images there"
         return (every[guess],), (f"{unnamed}: output {guess} has the easiest stand-in, {found}",)
 
 
 def _rows(bank: StandInBank) -> list[Json]:
-    return [list(row) for row in bank.log]
+    return [
+        [
+            row.index,
+            "patch" if isinstance(row.found, Patch) else "warp",
+            row.found.extent,
+            row.found.success,
+        ]
+        for row in bank.log
+    ]
