@@ -173,7 +173,8 @@ class Effect:
         is_of_rescan: whether the re-scan found the artefact, not the scan before.
         kind: ``"push"`` of channels, ``"noise"`` on neurons, or ``"stand_in"`` for the trigger, the
             only one of these that is put on the images themselves.
-        is_confirmed: of a push, whether the scanner's own controls confirm where it leads.
+        is_disproved: of a push of the re-scan, whether the scanner's own controls speak against a
+            trigger there: they lead there as well, or the network needs these channels.
         is_deciding: whether the verdict may rest on it; what is not is shown for the reader alone.
     """
 
@@ -188,7 +189,7 @@ class Effect:
     control_share: float | None = None
     is_of_rescan: bool = False
     kind: EffectKind = "push"
-    is_confirmed: bool = True
+    is_disproved: bool = False
     is_deciding: bool = True
 
     @property

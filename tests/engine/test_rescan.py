@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modelaudit.engine import ScanRequest
-from modelaudit.engine.effects import NOISE_FAMILY, deciding
+from modelaudit.engine.effects import NOISE_FAMILY, deciding, is_disproved
 from modelaudit.engine.intake import Opened
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
 from modelaudit.repair_results import Effect, ScanSummary
@@ -101,8 +101,15 @@ def explained(
     effects: tuple[Effect, ...] = NOWHERE,
     *,
     are_statistics_kept: bool = True,
+    are_weights_trained: bool = False,
 ) -> tuple[str, ...]:
-    return explained_traces(before, after, effects, are_statistics_kept=are_statistics_kept)
+    return explained_traces(
+        before,
+        after,
+        effects,
+        are_statistics_kept=are_statistics_kept,
+        are_weights_trained=are_weights_trained,
+    )
 
 
 def test_traces_that_lead_nowhere_do_not_keep_a_rescan_from_being_clean(opened: Opened) -> None:
@@ -244,6 +251,10 @@ def ban(finding: Finding = Finding.STRONG, score: float = 0.1, *targets: int) ->
     )
 
 
+def dde(*targets: int) -> ScannerResult:
+    return replace(mbns(target_labels=targets, pattern=Pattern.ALL_TO_ONE), id="dde")
+
+
 NAMED_AFTER = mbns(target_labels=(2,), pattern=Pattern.ALL_TO_ONE, is_confirmed=True)
 #: what a deep push of kept statistics does in every network
 LEADING_PUSHES = (effect(0.9), effect(0.9, is_of_rescan=True), effect(0.4, scanner="ban"))
@@ -341,25 +352,67 @@ def test_what_points_nowhere_is_answered_for_the_scanner_that_had_named_the_targ
     assert deciding((weak, unnamed)) == (weak, unnamed)
 
 
-def test_what_kept_statistics_say_of_changed_weights_counts_where_controls_confirm_it(
+#: a push that the controls of `mbns` speak against: the network needs these channels
+NEEDED = {"pruned_accuracy_drop": 0.2, "control_share": 0.1, "push_lower_bound": 0.9}
+DRIFTED = mbns(target_labels=(1,), pattern=Pattern.ALL_TO_ONE, evidence=NEEDED)
+PUSHED = replace(effect(0.99, is_of_rescan=True), target=1, is_disproved=True)
+
+
+def test_what_drifted_weights_are_pushed_to_is_answered_where_controls_disprove_it(
     opened: Opened,
 ) -> None:
-    drifted = replace(NAMED_AFTER, target_labels=(1,), is_confirmed=False)
-    pushed = replace(effect(0.99, is_of_rescan=True), target=1, is_confirmed=False)
-    tried = (stand_in(0.02), effect(0.9), pushed)
-    after = summary(drifted, other(Finding.NONE))
-    assert deciding(tried) == (stand_in(0.02),)
-    assert explained(after=after, effects=tried) == ("mbns",)
-    assert read_rescan(after, tried, ("mbns",), opened, REQUEST).verdict is Verdict.CLEAN
-    for real in (
-        replace(pushed, is_confirmed=True),
-        replace(pushed, is_of_rescan=False),
-        replace(pushed, scanner="dde"),
-    ):
-        assert real in deciding((*tried[:2], real))
-    noise = summary(*BEFORE.scanners, ban())
-    stray = summary(NAMED_AFTER, ban(Finding.STRONG, 0.1, 1))
-    assert explained(noise, stray, (stand_in(0.02),)) == ("mbns",)
+    tried = (stand_in(0.02), effect(0.9), PUSHED)
+    after = summary(DRIFTED, other(Finding.NONE))
+    assert deciding(tried, have_weights_drifted=True) == (stand_in(0.02),)
+    assert explained(after=after, effects=tried, are_weights_trained=True) == ("mbns",)
+    verdict = read_rescan(after, tried, ("mbns",), opened, REQUEST, have_weights_drifted=True)
+    assert verdict.verdict is Verdict.CLEAN
+    assert "mbns points to output 1 now, which its own controls disprove" in verdict.reason
+    assert explained(after=after, effects=tried) == ()
+    assert deciding(tried) == (stand_in(0.02), PUSHED)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"is_confirmed": True},
+        {"pattern": Pattern.ALL_TO_ALL, "target_labels": ()},
+        {"evidence": {**NEEDED, "pruned_accuracy_drop": 0.01}},
+        {"evidence": {**NEEDED, "pruned_accuracy_drop": 0.01, "control_share": 1.0}},
+        {"evidence": {}},
+    ],
+    ids=["confirmed", "all-to-all", "nothing speaks against it", "no control ran", "no controls"],
+)
+def test_what_controls_do_not_disprove_is_not_answered(changed: dict[str, Any]) -> None:
+    after = summary(replace(DRIFTED, **changed))
+    given: dict[str, Any] = {"effects": (stand_in(0.02),), "are_weights_trained": True}
+    assert explained(after=summary(DRIFTED), **given) == ("mbns",)
+    assert explained(after=after, **given) == ()
+
+
+def test_controls_that_lead_there_as_well_disprove_a_push() -> None:
+    evidence = {"pruned_accuracy_drop": 0.0, "control_share": 0.7, "push_lower_bound": 0.6}
+    assert is_disproved(replace(DRIFTED, evidence=evidence))
+    assert not is_disproved(replace(DRIFTED, evidence={**evidence, "control_share": 0.5}))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"is_disproved": False}, {"is_of_rescan": False}, {"scanner": "dde"}]
+)
+def test_other_pushes_of_drifted_weights_decide(changed: dict[str, Any]) -> None:
+    real = replace(PUSHED, **changed)
+    assert real in deciding((stand_in(0.02), effect(0.9), real), have_weights_drifted=True)
+
+
+def test_noise_or_a_mixture_that_points_elsewhere_is_not_answered() -> None:
+    for before, after in ((ban(), ban(Finding.STRONG, 0.1, 1)), (dde(2), dde(1))):
+        read = explained(
+            summary(*BEFORE.scanners, before),
+            summary(NAMED_AFTER, after),
+            (stand_in(0.02),),
+            are_weights_trained=True,
+        )
+        assert read == ("mbns",)
 
 
 def test_a_push_to_a_target_without_a_stand_in_counts_as_ever(opened: Opened) -> None:

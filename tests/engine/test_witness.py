@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from tests.helpers.planted import CLASSES, SIZE, TARGET, pattern_images, stamped
 from tests.helpers.training import backdoored, copy_of, data_of, finding_of, pattern_data
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from torch import Tensor
 
     from modelaudit.repair_results import Effect
@@ -176,6 +179,10 @@ def test_the_side_of_the_traces_is_that_of_the_push(
     monkeypatch.setattr(witness, "STEPS", 1)
     found_in(backdoored(), (replace(NAMED[0], evidence={"poisoned_share": share}),))
     assert sides == [share < 0]
+    elsewhere = replace(finding_of(Finding.STRONG, (0,)), evidence={"poisoned_share": share})
+    found_in(backdoored(), (*NAMED, elsewhere))
+    # places in ascending order: 0, which it names, and the other, where it is not confirmed
+    assert sides[1:] == [share < 0, False]
 
 
 def test_a_shift_of_classes_is_tried_by_its_arrows() -> None:
@@ -187,20 +194,62 @@ def test_a_shift_of_classes_is_tried_by_its_arrows() -> None:
     assert one.goals.tolist() == list(arrows)
 
 
-def test_a_model_without_statistics_is_searched_by_its_target_alone() -> None:
+def watched_prices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
+    """Return the list that each search of a patch adds its price to, and whether it has a match."""
+    seen: list[tuple[float, bool]] = []
+
+    def patch(*_given: Any, price: float, match: object, **_settings: Any) -> Patch:
+        seen.append((price, match is not None))
+        blank = torch.zeros(1, 3, SIZE, SIZE)
+        return Patch(mask=blank[:, :1], pattern=blank, success=0.9)
+
+    monkeypatch.setattr(place_search, "search_patch", patch)
+    return seen
+
+
+def test_a_model_without_statistics_is_searched_by_its_target_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = watched_prices(monkeypatch)
     plain = suspect_of(tiny_plain())
     pictures, truth = pattern_images(60, 2)
     small = torch.nn.functional.interpolate(pictures, (plain.input_size, plain.input_size))
-    made = find_witnesses(
+    (one,) = find_witnesses(
         plain,
         data_of(small, truth % plain.num_classes),
         (finding_of(Finding.STRONG, (1,)),),
         seed=0,
         dtype=None,
         progress=NoProgress(),
-    )
-    assert made.cost.forward_backward in {2 * 60 * 32, 4 * 60 * 32}
-    assert all(one.agreement is None for one in made.found)
+    ).found
+    assert seen == [(witness.MASK_PRICE_ALONE, False)] * 2
+    assert one.agreement is None
+
+
+def test_the_price_is_higher_where_no_layer_can_be_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = watched_prices(monkeypatch)
+    found_in(backdoored())
+    assert seen == [(witness.MASK_PRICE, True)] * 2
+    monkeypatch.setattr(place_search.TraceMatch, "layers", ())
+    found_in(backdoored())
+    assert seen[2:] == [(witness.MASK_PRICE_ALONE, False)] * 2
+
+
+class Steps:
+    """Adds up the units of every task."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Generator[Steps]:
+        self.total += total
+        yield self
+
+    def advance(self, amount: int = 1) -> None:
+        self.done += amount
 
 
 @pytest.mark.parametrize("works", ["patch", "warp", None])
@@ -224,7 +273,11 @@ def test_warps_are_searched_where_no_patch_works(
 
     monkeypatch.setattr(place_search, "search_patch", patch)
     monkeypatch.setattr(place_search, "search_warp", warp)
-    found = found_in(backdoored()).found
+    steps = Steps()
+    found = find_witnesses(
+        backdoored(), pattern_data(), NAMED, seed=0, dtype=None, progress=steps
+    ).found
+    assert steps.done == steps.total == 4
     assert calls == ["patch"] * 2 + ["warp"] * (0 if works == "patch" else 2)
     if works is None:
         assert found == ()
@@ -251,7 +304,29 @@ def test_what_agrees_with_the_traces_far_less_than_another_is_no_witness(
     monkeypatch.setattr(witness, "LEAST_AGREEMENT", (right - wrong) / 2)
     left = found_in(backdoored(), both)
     assert [one.target for one in left.found] == [TARGET]
-    assert "not to all these places" in left.notes[0]
+    (note,) = left.notes
+    assert "leads images to output 0 too, and bears no witness" in note
+    assert f"cos {wrong:.2f}, elsewhere {right:.2f}" in note
+
+
+def test_how_far_behind_the_traces_a_place_may_stay() -> None:
+    def named(*agreements: float | None) -> list[int | None]:
+        found = [
+            Witness(
+                scanner="mbns",
+                goals=map_to(target, CLASSES),
+                target=target,
+                stand_ins=(),
+                agreement=agreement,
+            )
+            for target, agreement in enumerate(agreements)
+        ]
+        return [one.target for one in witness._traced(found)]
+
+    assert named(0.92, 0.62, 0.78) == [0, 2]
+    assert named(0.2) == [0]
+    assert named(0.6, None) == [0, 1]
+    assert named(None, None) == [0, 1]
 
 
 def test_of_several_stand_ins_that_which_leads_most_after_the_repair_counts() -> None:

@@ -122,14 +122,25 @@ def warp_to(place: int, *, limit: float) -> Warp:
     )
 
 
-def test_a_warp_finds_what_a_shift_leads_to() -> None:
+def farthest(warp: Warp) -> float:
+    """Return how many pixels a point is moved by at most, as a ramp of columns shows it."""
+    ramp = torch.linspace(0, 1, 16).expand(1, 1, 16, 16)
+    return float((warp.put_on(ramp) - ramp)[..., 2:-2].abs().max()) * 15
+
+
+def test_a_warp_finds_what_a_shift_leads_to_within_its_limit() -> None:
     found = warp_to(5, limit=1.5 / 16)
     assert found.success == 1.0
     assert found.flow.shape == (1, 2, WARP_POINTS, WARP_POINTS)
-    assert float(found.flow.abs().max()) <= 1.5 / 16
     assert not found.flow.requires_grad
+    assert 1.0 < farthest(found) <= 1.5 + 1e-4
 
 
-def test_a_warp_keeps_its_limit() -> None:
-    assert warp_to(8, limit=1.5 / 16).success == 0.0
-    assert warp_to(5, limit=0.2 / 16).success == 0.0
+def test_between_its_points_a_warp_moves_no_further_than_at_them() -> None:
+    flow = (torch.randn((1, 2, 8, 8), generator=torch.Generator().manual_seed(3)) * 5).tanh() / 16
+    assert farthest(Warp(flow=flow, side=16)) <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.2])
+def test_what_lies_beyond_the_limit_is_not_reached(limit: float) -> None:
+    assert warp_to(5, limit=limit / 16).success == 0.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from modelaudit.errors import ConfigError
 from modelaudit.repairs import place_search
@@ -140,9 +141,10 @@ def bank_of(
     return StandInBank(
         suspect,
         pattern_data(),
-        maps,
-        settings=SearchSettings(steps=steps, batch=64, price=20.0, warp_limit=0.02, dtype=None),
-        traces=None,
+        [(goals, None) for goals in maps],
+        settings=SearchSettings(
+            steps=steps, batch=64, price=20.0, price_alone=20.0, warp_limit=0.02, dtype=None
+        ),
         least_success=least_success,
         draws=torch.Generator().manual_seed(0),
     )
@@ -174,17 +176,32 @@ def test_classes_that_stay_are_not_searched() -> None:
     assert bank.log == []
 
 
-def test_warps_are_searched_where_no_patch_works_and_then_go_on() -> None:
-    bank = bank_of(copy_of(backdoored()), map_to(TARGET, CLASSES), steps=1, least_success=1.0)
+def test_warps_are_searched_for_each_place_where_no_patch_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blank = torch.zeros(1, 3, SIZE, SIZE)
+
+    def patch(_model: Suspect, _images: Tensor, wanted: Tensor, **_settings: Any) -> Patch:
+        return Patch(mask=blank[:, :1], pattern=blank, success=0.8 if wanted[0] == 0 else 0.1)
+
+    def warp(*_given: Any, **_settings: Any) -> Warp:
+        return Warp(flow=torch.zeros(1, 2, 4, 4), side=SIZE, success=0.9)
+
+    monkeypatch.setattr(place_search, "search_patch", patch)
+    monkeypatch.setattr(place_search, "search_warp", warp)
+    bank = bank_of(copy_of(backdoored()), map_to(0, CLASSES), map_to(TARGET, CLASSES))
     bank.search_all(2)
-    assert [type(row.found) for row in bank.log] == [Patch, Patch, Warp, Warp]
-    bank.kept.append(bank.log[-1].found)
-    bank.search_again(0)
-    assert isinstance(bank.log[-1].found, Warp)
-    easy = bank_of(copy_of(backdoored()), map_to(TARGET, CLASSES), steps=1, least_success=0.0)
-    easy.search_all(2)
-    easy.search_again(0)
-    assert [type(row.found) for row in easy.log] == [Patch, Patch, Patch]
+    bank.search(0)
+    bank.search(1)
+    searched = [(row.index, type(row.found)) for row in bank.log]
+    assert searched == [
+        (0, Patch),
+        (0, Patch),
+        *((1, Patch), (1, Patch), (1, Warp), (1, Warp)),
+        (0, Patch),
+        (1, Warp),
+    ]
+    assert [type(one) for one in bank.kept] == [Patch, Patch, Warp, Warp, Patch, Warp]
 
 
 def test_the_log_says_what_was_searched() -> None:

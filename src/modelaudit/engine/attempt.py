@@ -153,7 +153,16 @@ def attempt(
     stopwatch.lap(f"measure {repair.id}")
     if before is not None and not request.is_dry_run:
         record = _scanned_again(
-            record, after, before, opened, images, request, scanners, progress, stopwatch
+            record,
+            after,
+            before,
+            opened,
+            images,
+            request,
+            scanners,
+            progress,
+            stopwatch,
+            is_training=repair.is_training,
         )
         stopwatch.lap(f"re-scan after {repair.id}")
     return Attempt(
@@ -175,6 +184,8 @@ def _scanned_again(
     scanners: Sequence[Scanner[Any]],
     progress: Progress,
     stopwatch: Stopwatch,
+    *,
+    is_training: bool,
 ) -> RepairAttempt:
     """Scan the repaired model, try what that finds on both models, and judge everything."""
     suspect = opened.suspect
@@ -198,20 +209,24 @@ def _scanned_again(
         ),
         *noise_effects(before.scanners, report.scanners, opened.clean),
     )
+    are_kept = suspect.has_batchnorm_statistics and keeps_statistics(suspect.module, after.module)
     explained = explained_traces(
         before,
         summary,
         tried,
-        are_statistics_kept=suspect.has_batchnorm_statistics
-        and keeps_statistics(suspect.module, after.module),
+        are_statistics_kept=are_kept,
+        are_weights_trained=is_training,
     )
-    decide = deciding(tried)
+    have_drifted = are_kept and is_training
+    decide = deciding(tried, have_weights_drifted=have_drifted)
     return replace(
         record,
         effects=tuple(replace(effect, is_deciding=effect in decide) for effect in tried),
         after=summary,
         explained=explained,
-        verdict=read_rescan(summary, tried, explained, repaired, request.scan),
+        verdict=read_rescan(
+            summary, tried, explained, repaired, request.scan, have_weights_drifted=have_drifted
+        ),
     )
 
 

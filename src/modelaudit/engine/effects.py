@@ -15,6 +15,7 @@ import torch
 
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
+from modelaudit.results import Pattern
 from modelaudit.seeds import generator
 from modelaudit.suspect import SiteEdit
 
@@ -34,6 +35,8 @@ NOWHERE_UP_TO = 0.1
 #: Upper 95 % bound of a stand-in's share, beyond its control, up to which it leads nowhere: few
 #: images show nothing.
 NOWHERE_BOUND = 0.2
+#: Accuracy that removing a trigger's own channels costs at most, as the scanner `mbns` has it.
+FREE_UP_TO = 0.06
 #: Random sets of other channels that a push is compared with.
 CONTROL_SETS = 5
 
@@ -105,7 +108,7 @@ def effects(
                 interval_after=clopper_pearson(hits[1], trials),
                 control_share=control,
                 is_of_rescan=is_of_rescan,
-                is_confirmed=result.is_confirmed,
+                is_disproved=is_of_rescan and is_disproved(result),
             )
         )
     return tuple(found)
@@ -156,14 +159,21 @@ def noise_effects(
     return tuple(found)
 
 
-def deciding(effects: Sequence[Effect]) -> tuple[Effect, ...]:
+def deciding(
+    effects: Sequence[Effect], *, have_weights_drifted: bool = False
+) -> tuple[Effect, ...]:
     """Return the effects that a verdict may rest on.
 
     Where stand-ins lead most of the suspect's images to a target (lower 95 % bound above one half),
     what was pushed or made noisy within the network toward that target is for the reader alone. So
-    is what a scanner that had named it pushes in the re-scan toward no target, or toward another
-    that its own controls do not confirm: weights that have changed are off the same statistics too,
-    in channels that the network needs.
+    are pushes of the re-scan by a scanner which had named it, toward no target, or, where the
+    weights have drifted, disproved ones toward another.
+
+    Args:
+        effects: of artefacts of both scans.
+        have_weights_drifted: whether weights were trained under statistics that stayed: these are
+            off the clean ones then in channels that the network needs, and what pushes them leads
+            anywhere.
     """
     witnessed = {effect.target for effect in effects if is_powerful(effect)}
     named = {e.scanner for e in effects if not e.is_of_rescan and e.target in witnessed}
@@ -171,10 +181,29 @@ def deciding(effects: Sequence[Effect]) -> tuple[Effect, ...]:
     def is_answered(effect: Effect) -> bool:
         if effect.target in witnessed:
             return True
-        is_weak = effect.target is None or not effect.is_confirmed
-        return is_weak and effect.is_of_rescan and effect.scanner in named
+        is_idle = effect.target is None or (have_weights_drifted and effect.is_disproved)
+        return is_idle and effect.is_of_rescan and effect.scanner in named
 
     return tuple(e for e in effects if is_powerful(e) or not is_answered(e))
+
+
+def is_disproved(result: ScannerResult) -> bool:
+    """Whether the scanner's own controls speak against the one target that its push names.
+
+    Other channels lead there as well, or the network needs the pushed ones, which a trigger's own
+    are not. A scanner without controls, or whose controls had no channels to draw from, disproves
+    nothing.
+    """
+    if result.pattern is not Pattern.ALL_TO_ONE or result.is_confirmed:
+        return False
+    cost, control, lower = (
+        result.evidence.get(key)
+        for key in ("pruned_accuracy_drop", "control_share", "push_lower_bound")
+    )
+    is_needed = isinstance(cost, float) and cost > FREE_UP_TO
+    return is_needed or (
+        isinstance(control, float) and isinstance(lower, float) and lower <= control < 1.0
+    )
 
 
 def is_powerful(effect: Effect) -> bool:

@@ -7,8 +7,10 @@ scans are known, its finding after the repair is read as *traces that lead nowhe
 (docs/adr/0010-re-scan-after-a-repair.md, 0013-a-witness-after-repair.md), if every running mean and
 variance is bit for bit the suspect's, the same scanner accused the suspect, and
 
-- stand-ins for the trigger, which lead most of the suspect's images to where this finding points,
-  lead at most a tenth of the repaired model's there beyond what goes there anyway; or,
+- stand-ins for the trigger, which lead most of the suspect's images to where this finding pointed,
+  lead at most a tenth of the repaired model's there beyond what goes there anyway, and it points
+  nowhere else now, unless weights that were trained have drifted off the statistics and its own
+  controls disprove it; or,
 - where no stand-in leads the suspect's images: the score is no larger than the suspect's, the
   finding names no target and no all-to-all pattern, and confirms nothing; its flagged channels,
   pushed, lead at most a tenth of the held-out images further than controls, nor does anything else
@@ -30,6 +32,7 @@ from modelaudit import calibration
 from modelaudit.engine.effects import (
     NOISE_FAMILY,
     deciding,
+    is_disproved,
     is_powerful,
     leads_nowhere,
     still_works,
@@ -60,6 +63,7 @@ def explained_traces(
     effects: Sequence[Effect],
     *,
     are_statistics_kept: bool,
+    are_weights_trained: bool = False,
 ) -> tuple[str, ...]:
     """Return the scanners whose finding after the repair is traces that lead nowhere.
 
@@ -68,11 +72,13 @@ def explained_traces(
         after: the scan of the repaired model.
         effects: of artefacts of both scans.
         are_statistics_kept: see `keeps_statistics`.
+        are_weights_trained: whether the repair has trained, not only pruned.
 
     Returns:
         Ids in the re-scan's order; none where a single condition is missing.
     """
-    if not are_statistics_kept or not all(leads_nowhere(effect) for effect in deciding(effects)):
+    bearing = deciding(effects, have_weights_drifted=are_weights_trained)
+    if not are_statistics_kept or not all(leads_nowhere(effect) for effect in bearing):
         return ()
     earlier = {result.id: result for result in before.scanners}
     witnesses = tuple(effect for effect in effects if is_powerful(effect))
@@ -81,7 +87,9 @@ def explained_traces(
         for result in after.scanners
         if _has_accused(earlier.get(result.id))
         and (
-            _is_answered(result, earlier[result.id], witnesses)
+            _is_answered(
+                result, earlier[result.id], witnesses, have_weights_drifted=are_weights_trained
+            )
             if witnesses
             else _is_idle(result, earlier[result.id], effects)
         )
@@ -89,7 +97,11 @@ def explained_traces(
 
 
 def _is_answered(
-    result: ScannerResult, earlier: ScannerResult, witnesses: Sequence[Effect]
+    result: ScannerResult,
+    earlier: ScannerResult,
+    witnesses: Sequence[Effect],
+    *,
+    have_weights_drifted: bool,
 ) -> bool:
     """Whether stand-ins were tried for all that a scanner of statistics or noise pointed at.
 
@@ -97,8 +109,8 @@ def _is_answered(
     nothing of traces that pointed nowhere.
 
     Weights that have been trained are off statistics that were kept: the score is larger for it,
-    and what the scanner then pushes can lead to any class, which counts where its own controls
-    confirm it. One without power lacks nothing: the statistics are the suspect's, where it had
+    and what the scanner then pushes can lead to any class, which counts unless its own controls
+    disprove it. One without power lacks nothing: the statistics are the suspect's, where it had
     power.
     """
     if result.family == NOISE_FAMILY:
@@ -107,7 +119,7 @@ def _is_answered(
         is_read = result.family == STATISTICS_FAMILY and result.finding is not Finding.NONE
     tried = {witness.target for witness in witnesses}
     was_at, is_at = _places(earlier), _places(result)
-    if result.family == STATISTICS_FAMILY and not result.is_confirmed:
+    if have_weights_drifted and is_disproved(result):
         is_at = set()
     return is_read and bool(was_at) and was_at | is_at <= tried
 
@@ -144,6 +156,8 @@ def read_rescan(
     explained: Sequence[str],
     opened: Opened,
     request: ScanRequest,
+    *,
+    have_weights_drifted: bool = False,
 ) -> VerdictRecord:
     """Return what the re-scan and the artefacts say together.
 
@@ -153,6 +167,7 @@ def read_rescan(
         explained: of `explained_traces`.
         opened: the repaired suspect with its clean set.
         request: of the scan: whose populations and level count.
+        have_weights_drifted: see `deciding`.
 
     Returns:
         ``backdoored`` where an artefact still leads most images to its target; else the verdict of
@@ -177,14 +192,16 @@ def read_rescan(
             verdict,
             reason_code="MA-V002",
             reason=f"{verdict.reason}; what {names} finds are traces in statistics that the repair "
-            f"left as they were, and these lead nowhere{_tried_by(effects)}",
+            f"left as they were, and these lead nowhere{_tried_by(effects)}"
+            f"{_disproved_by(after, effects, explained)}",
         )
     if verdict.verdict is Verdict.BACKDOORED:
         return verdict
-    working = [effect for effect in deciding(effects) if still_works(effect)]
+    bearing = deciding(effects, have_weights_drifted=have_weights_drifted)
+    working = [effect for effect in bearing if still_works(effect)]
     if working:
         return _still_led(working, Verdict.BACKDOORED, "MA-V104")
-    partial = [effect for effect in deciding(effects) if not leads_nowhere(effect)]
+    partial = [effect for effect in bearing if not leads_nowhere(effect)]
     if partial and verdict.verdict is Verdict.CLEAN:
         return _still_led(partial, Verdict.INCONCLUSIVE, "MA-V510")
     return verdict
@@ -225,6 +242,19 @@ def _tried_by(effects: Sequence[Effect]) -> str:
         f": a stand-in for the trigger leads {most.share_after:.0%} of {most.images} held-out "
         f"images there ({most.share_before:.0%} before the repair)"
     )
+
+
+def _disproved_by(after: ScanSummary, effects: Sequence[Effect], explained: Sequence[str]) -> str:
+    """Return what is said of places that an answered scanner names without a stand-in there."""
+    tried = {effect.target for effect in effects if is_powerful(effect)}
+    said = [
+        f"{result.id} points to output {target} now, which its own controls disprove"
+        for result in after.scanners
+        if tried and result.id in explained
+        for target in result.target_labels
+        if target not in tried
+    ]
+    return "".join(f"; {sentence}" for sentence in said)
 
 
 def _silenced(result: ScannerResult, explained: Sequence[str]) -> ScannerResult:

@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from modelaudit.progress import Progress, Task
+    from modelaudit.progress import Progress
     from modelaudit.repairs import RepairData
+    from modelaudit.repairs.place_search import Form
     from modelaudit.repairs.stand_ins import StandIn
     from modelaudit.results import ScannerResult
     from modelaudit.suspect import Suspect
 
 #: Raised by every change of what is found or how it decides.
-WITNESS_VERSION = "2"
+WITNESS_VERSION = "3"
 #: Places that are searched at most, those of strong findings before others.
 MAX_PLACES = 3
 #: Searches for each place that images are led to, their steps, and the images of a step.
@@ -48,8 +49,8 @@ STARTS, STEPS, BATCH = 3, 120, 64
 MASK_PRICE, MASK_PRICE_ALONE = 50.0, 100.0
 #: Nats for a displacement at right angles to the traces.
 TRACE_WEIGHT = 5.0
-#: Farthest that a warp moves a pixel along a side, as a share of it; at twice that clean networks
-#: have warps that lead six images in ten.
+#: Farthest that a warp moves a pixel along a side, as a share of it; half as far again, and clean
+#: networks have warps that lead six images in ten.
 WARP_LIMIT = 1 / 32
 #: A place whose patches agree with the traces less than another's, by this much in cos, is not
 #: where the traces come from: what leads there does so in clean networks too.
@@ -185,25 +186,35 @@ def find_witnesses(
     if places:
         # patches and, where none works, as many warps
         with suspect.borrowed(), progress.task("stand-ins", 2 * STARTS * len(places)) as task:
-            traces = None
+            shifts = None
             if suspect.has_batchnorm_statistics:
                 shifts = traced_shifts(suspect, data.as_trained, seed=seed, batch_size=batch_size)
-                traces = Traces(
-                    found=shifts,
-                    is_opposite=are_traces_opposite(trusted),
-                    weight=TRACE_WEIGHT,
-                )
-            settings = SearchSettings(
-                steps=STEPS,
-                batch=BATCH,
-                price=MASK_PRICE_ALONE if traces is None else MASK_PRICE,
-                warp_limit=WARP_LIMIT,
-                dtype=dtype,
-                batch_size=batch_size,
-            )
             for index, (goals, target, scanner) in enumerate(places):
-                search = PlaceSearch(suspect, data, goals, traces=traces, settings=settings)
-                kept = _kept(search, seed=seed, index=index, task=task)
+                traces = None
+                if shifts is not None:
+                    is_opposite = are_traces_opposite(trusted, goals)
+                    traces = Traces(found=shifts, is_opposite=is_opposite, weight=TRACE_WEIGHT)
+                search = PlaceSearch(
+                    suspect,
+                    data,
+                    goals,
+                    traces=traces,
+                    settings=SearchSettings(
+                        steps=STEPS,
+                        batch=BATCH,
+                        price=MASK_PRICE,
+                        price_alone=MASK_PRICE_ALONE,
+                        warp_limit=WARP_LIMIT,
+                        dtype=dtype,
+                        batch_size=batch_size,
+                    ),
+                )
+                kept = search.search(
+                    STARTS,
+                    least_success=LEAST_SUCCESS,
+                    draws=_draws(seed, index),
+                    progress=task,
+                ).working
                 if kept:
                     found.append(
                         Witness(
@@ -214,44 +225,31 @@ def find_witnesses(
                             agreement=_agreement(search, kept),
                         )
                     )
-    found = _traced(found)
-    is_lacking = bool(trusted) and (not places or len(found) < len(places))
+    heard = _traced(found)
+    notes = []
+    if trusted and (not places or len(found) < len(places)):
+        notes.append(_NO_WITNESS)
+    notes += [_not_heard(one, heard) for one in found if one not in heard]
     return Witnesses(
-        found=tuple(found),
+        found=tuple(heard),
         cost=Cost(
             forward=suspect.passes.forward - counted[0],
             forward_backward=suspect.passes.forward_backward - counted[1],
         ),
-        notes=(_NO_WITNESS,) if is_lacking else (),
+        notes=tuple(notes),
     )
 
 
-def _kept(search: PlaceSearch, *, seed: int, index: int, task: Task) -> tuple[StandIn, ...]:
-    """Return the patches that work on the suspect, or, where none does, the warps."""
-    if not len(search.images):
-        task.advance(2 * STARTS)
-        return ()
-    forms: tuple[tuple[str, Callable[[torch.Generator], StandIn]], ...] = (
-        ("witness", search.patch),
-        ("warp", search.warp),
-    )
-    for name, form in forms:
-        kept = []
-        for start in range(STARTS):
-            made = form(generator(seed, name, str(index), str(start)))
-            task.advance()
-            if made.success >= LEAST_SUCCESS:
-                kept.append(made)
-        if kept:
-            return tuple(kept)
-    return ()
+def _draws(seed: int, index: int) -> Callable[[Form, int], torch.Generator]:
+    return lambda form, start: generator(seed, "witness", form, str(index), str(start))
 
 
 def _agreement(search: PlaceSearch, kept: Sequence[StandIn]) -> float | None:
     patches = [one for one in kept if isinstance(one, Patch)]
     if search.match is None or not patches:
         return None
-    return max(search.match.agreement(search.images, one) for one in patches)
+    size = search.settings.batch_size
+    return max(search.match.agreement(search.images, one, batch_size=size) for one in patches)
 
 
 def _traced(found: Sequence[Witness]) -> list[Witness]:
@@ -259,6 +257,15 @@ def _traced(found: Sequence[Witness]) -> list[Witness]:
     known = [one.agreement for one in found if one.agreement is not None]
     least = max(known, default=0.0) - LEAST_AGREEMENT
     return [one for one in found if one.agreement is None or one.agreement >= least]
+
+
+def _not_heard(one: Witness, heard: Sequence[Witness]) -> str:
+    best = max(other.agreement for other in heard if other.agreement is not None)
+    where = "where the classes shift" if one.target is None else f"to output {one.target}"
+    return (
+        f"a stand-in leads images {where} too, and bears no witness: it moves the channels "
+        f"otherwise than the traces say (cos {one.agreement:.2f}, elsewhere {best:.2f})"
+    )
 
 
 def _hits(

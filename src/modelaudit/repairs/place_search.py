@@ -7,19 +7,28 @@ of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
-from modelaudit.repairs.stand_ins import Patch, Warp, search_patch, search_warp
+from modelaudit.repairs.stand_ins import search_patch, search_warp
 from modelaudit.repairs.targets import STAYS
 from modelaudit.repairs.trace_match import TraceMatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor
 
+    from modelaudit.progress import Task
     from modelaudit.repairs.data import RepairData
+    from modelaudit.repairs.stand_ins import Patch, StandIn, Warp
     from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
+
+Form = Literal["patch", "warp"]
+#: in the order in which they are tried
+FORMS: tuple[Form, ...] = ("patch", "warp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,6 +54,7 @@ class SearchSettings:
         steps: of one search.
         batch: images of a step.
         price: nats for a mask that covers the image.
+        price_alone: the same where there are no traces to keep patches from what is only large.
         warp_limit: farthest that a warp moves a pixel along a side, as a share of the side.
         dtype: of convolutions and matrix products; None for float32.
         batch_size: images computed together outside the steps.
@@ -53,9 +63,23 @@ class SearchSettings:
     steps: int
     batch: int
     price: float
+    price_alone: float
     warp_limit: float
     dtype: torch.dtype | None
     batch_size: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tried:
+    """What searches for one place have found.
+
+    Attributes:
+        all: every stand-in, in order.
+        working: those that lead enough images; all of one form.
+    """
+
+    all: tuple[StandIn, ...]
+    working: tuple[StandIn, ...]
 
 
 class PlaceSearch:
@@ -70,7 +94,6 @@ class PlaceSearch:
 
     Attributes:
         images: those that are led: none stays, or is there already.
-        match: of these images; None without traces, or where no layer shows any.
     """
 
     def __init__(
@@ -89,24 +112,64 @@ class PlaceSearch:
         self.settings = settings
         self.images = data.images[data.work][is_led.to(data.images.device)]
         self.wanted = wanted[is_led].to(model.device)
-        self.match: TraceMatch | None = None
-        if traces is not None and len(self.images):
-            match = TraceMatch(
-                model,
-                traces.found,
-                self.images,
-                weight=traces.weight,
-                is_opposite=traces.is_opposite,
-                batch_size=settings.batch_size,
-            )
-            self.match = match if match.layers else None
+        self._traces = traces
 
-    def patch(self, draws: torch.Generator) -> Patch:
-        """Search a patch; there must be images to lead.
+    @cached_property
+    def match(self) -> TraceMatch | None:
+        """Of these images; None without traces, without images, or where no layer shows any."""
+        if self._traces is None or not len(self.images):
+            return None
+        match = TraceMatch(
+            self.model,
+            self._traces.found,
+            self.images,
+            weight=self._traces.weight,
+            is_opposite=self._traces.is_opposite,
+            batch_size=self.settings.batch_size,
+        )
+        return match if match.layers else None
+
+    def search(
+        self,
+        starts: int,
+        *,
+        least_success: float,
+        draws: Callable[[Form, int], torch.Generator],
+        progress: Task | None = None,
+    ) -> Tried:
+        """Search patches, and, where none works, as many warps.
 
         Args:
+            starts: searches of a form.
+            least_success: share of the images that one has to lead to work.
+            draws: CPU generator of a search, by its form and number.
+            progress: gets two units for each start, whatever was searched.
+        """
+        tried: list[StandIn] = []
+        working: list[StandIn] = []
+        for form in FORMS if len(self.images) else ():
+            for start in range(starts):
+                tried.append(self.one(form, draws(form, start)))
+                if progress is not None:
+                    progress.advance()
+            working = [one for one in tried if one.success >= least_success]
+            if working:
+                break
+        if progress is not None:
+            progress.advance(len(FORMS) * starts - len(tried))
+        return Tried(all=tuple(tried), working=tuple(working))
+
+    def one(self, form: Form, draws: torch.Generator) -> StandIn:
+        """Search one of a form; there must be images to lead.
+
+        Args:
+            form: patches follow the traces, warps do not: whoever trains on warps often trains on
+                near-warps with the right label too, whose traces are as large.
             draws: CPU generator of this search.
         """
+        return self._patch(draws) if form == "patch" else self._warp(draws)
+
+    def _patch(self, draws: torch.Generator) -> Patch:
         settings = self.settings
         return search_patch(
             self.model,
@@ -114,21 +177,13 @@ class PlaceSearch:
             self.wanted,
             steps=settings.steps,
             batch=settings.batch,
-            price=settings.price,
+            price=settings.price_alone if self.match is None else settings.price,
             dtype=settings.dtype,
             generator=draws,
             match=self.match,
         )
 
-    def warp(self, draws: torch.Generator) -> Warp:
-        """Search a warp; there must be images to lead.
-
-        Whoever trains on warps often trains on near-warps with the right label too, whose traces
-        are as large: they would lead the search astray, and none is needed.
-
-        Args:
-            draws: CPU generator of this search.
-        """
+    def _warp(self, draws: torch.Generator) -> Warp:
         settings = self.settings
         return search_warp(
             self.model,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelaudit.repairs.place_search import PlaceSearch, SearchSettings
+from modelaudit.repairs.place_search import PlaceSearch
 from modelaudit.repairs.stand_ins import Warp
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelaudit.repairs.data import RepairData
-    from modelaudit.repairs.place_search import Traces
+    from modelaudit.repairs.place_search import Form, SearchSettings, Traces
     from modelaudit.repairs.stand_ins import StandIn
     from modelaudit.suspect import Suspect
 
@@ -26,8 +26,8 @@ class Searched:
     """A search and what it found.
 
     Attributes:
-        index: of the map that images were led by.
-        found: the stand-in, whether it was kept or not.
+        index: of the place that images were led to.
+        found: the stand-in, whether it works or not.
     """
 
     index: int
@@ -40,9 +40,9 @@ class StandInBank:
     Args:
         model: the copy that is trained, BatchNorm with the running statistics.
         data: clean images; searches see the work images.
-        maps: where a trigger leads each class, see `label_maps`.
+        places: where a trigger leads each class, see `label_maps`, with the suspect's traces; None
+            to look for whatever leads images there.
         settings: of every search.
-        traces: of the suspect; None to look for whatever leads images there.
         least_success: share of images that a stand-in has to lead to be kept.
         draws: CPU generator of searches and choices.
 
@@ -55,59 +55,64 @@ class StandInBank:
         self,
         model: Suspect,
         data: RepairData,
-        maps: Sequence[Tensor],
+        places: Sequence[tuple[Tensor, Traces | None]],
         *,
         settings: SearchSettings,
-        traces: Traces | None,
         least_success: float,
         draws: torch.Generator,
     ) -> None:
         self.model = model
         self.data = data
-        self.maps = tuple(maps)
+        self.places = tuple(places)
         self.settings = settings
-        self.traces = traces
         self.least_success = least_success
         self.draws = draws
         self.kept: list[StandIn] = []
         self.log: list[Searched] = []
-
-    def search(self, index: int, *, is_warp: bool = False) -> None:
-        """Search a stand-in for one map; it is kept if it works.
-
-        Args:
-            index: of the map.
-            is_warp: whether to search a warp, not a patch.
-        """
-        # Made anew each time: the model has moved on.
-        search = PlaceSearch(
-            self.model, self.data, self.maps[index], traces=self.traces, settings=self.settings
-        )
-        if not len(search.images):
-            return
-        found = search.warp(self.draws) if is_warp else search.patch(self.draws)
-        self.log.append(Searched(index=index, found=found))
-        if found.success >= self.least_success:
-            self.kept.append(found)
+        #: of each place whose stand-ins work
+        self._forms: dict[int, Form] = {}
 
     def search_all(self, starts: int) -> None:
-        """Search patches for every map, and where not one works, as many warps.
+        """Search patches for every place, and, where none works, as many warps.
 
         Args:
-            starts: searches for each map.
+            starts: searches of a form for each place.
         """
-        for is_warp in (False, True):
-            for index in range(len(self.maps)):
-                for _ in range(starts):
-                    self.search(index, is_warp=is_warp)
-            if self.kept:
-                return
+        for index in range(len(self.places)):
+            tried = self._place(index).search(
+                starts, least_success=self.least_success, draws=lambda *_: self.draws
+            )
+            for found in tried.all:
+                self._note(index, found)
+            if tried.working:
+                self._forms[index] = "warp" if isinstance(tried.working[0], Warp) else "patch"
+            self.kept += tried.working
 
-    def search_again(self, index: int) -> None:
-        """Search once more for one map, of the form that worked last."""
-        self.search(index, is_warp=bool(self.kept) and isinstance(self.kept[-1], Warp))
+    def search(self, index: int) -> None:
+        """Search once more for one place, of the form that has worked there; a patch if none has.
+
+        It is kept if it works.
+
+        Args:
+            index: of the place.
+        """
+        # Made anew each time: the model has moved on.
+        place = self._place(index)
+        if not len(place.images):
+            return
+        found = place.one(self._forms.get(index, "patch"), self.draws)
+        self._note(index, found)
+        if found.success >= self.least_success:
+            self.kept.append(found)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return ``(N, K)`` float32 logits of images under a stand-in of the bank."""
         which = int(torch.randint(len(self.kept), (), generator=self.draws))
         return self.model.logits(self.kept[which].put_on(images))
+
+    def _place(self, index: int) -> PlaceSearch:
+        goals, traces = self.places[index]
+        return PlaceSearch(self.model, self.data, goals, traces=traces, settings=self.settings)
+
+    def _note(self, index: int, found: StandIn) -> None:
+        self.log.append(Searched(index=index, found=found))

@@ -115,6 +115,8 @@ class Warp(StandIn):
         """Return images as the warp distorts them; ``(N, C, H, W)`` in [0, 1], a new tensor."""
         height, width = images.shape[-2:]
         moved = F.interpolate(self.flow, size=(height, width), mode="bicubic", align_corners=True)
+        # Between its points a bicubic curve overshoots.
+        moved = moved.clamp(self.flow.min(), self.flow.max())
         # For grid_sample the first and the last pixel of a side lie two units apart.
         sides = torch.tensor([width, height], device=images.device)
         moved = moved * (2 * sides / (sides - 1).clamp_min(1))[None, :, None, None]
@@ -207,7 +209,7 @@ def search_warp(
         wanted: see there.
         steps: see there.
         batch: see there.
-        limit: farthest that a point of the grid looks aside, as a share of the image's side.
+        limit: farthest that a pixel is moved along a side, as a share of the side.
         dtype: see there.
         generator: see there.
 

@@ -84,7 +84,34 @@ def map_to(target: int, num_classes: int) -> Tensor:
     return led
 
 
-def are_traces_opposite(findings: Sequence[ScannerResult]) -> bool:
-    """Return whether a scanner of statistics had to push the other way to lead images anywhere."""
-    shares = [f.evidence.get("poisoned_share") for f in accusing(findings)]
-    return any(isinstance(share, float) and share < 0 for share in shares)
+def target_of(goals: Tensor) -> int | None:
+    """Return the one class that a map leads to; None where it leads to several, or nowhere."""
+    led = goals[goals != STAYS].unique().tolist()
+    return int(led[0]) if len(led) == 1 else None
+
+
+def are_traces_opposite(findings: Sequence[ScannerResult], goals: Tensor) -> bool:
+    """Return whether the traces lie on the other side of the clean means.
+
+    A scanner of statistics says so by a negative share of poisoned images: it had to push the other
+    way to lead images anywhere. Heard are those that name this very place, or else those whose own
+    controls confirm where they push.
+
+    Args:
+        findings: of a scan.
+        goals: the place, a map as in `label_maps`.
+    """
+    target = target_of(goals)
+    pushing = [f for f in accusing(findings) if f.is_calibrated and _share(f) is not None]
+    naming = [
+        f
+        for f in pushing
+        if (target in f.target_labels if target is not None else f.pattern is Pattern.ALL_TO_ALL)
+    ]
+    heard = naming or [f for f in pushing if f.is_confirmed]
+    return any((_share(finding) or 0.0) < 0 for finding in heard)
+
+
+def _share(finding: ScannerResult) -> float | None:
+    share = finding.evidence.get("poisoned_share")
+    return share if isinstance(share, float) else None

@@ -138,7 +138,7 @@ class TraceMatch:
             stand_in: what is put on them.
             batch_size: images computed together.
         """
-        moved = self._means_of(stand_in.put_on(images), batch_size)
+        moved = self._means_of(images, batch_size, stand_in.put_on)
         angles = [
             F.cosine_similarity(
                 (moved[name] - self._clean[name]).mean(0) / self._deviation[name], wanted, dim=0
@@ -154,12 +154,17 @@ class TraceMatch:
 
         return hook
 
-    def _means_of(self, images: Tensor, batch_size: int) -> dict[str, Tensor]:
-        """Return each image's channel means, layer by layer, ``(N, D)``."""
+    def _means_of(
+        self,
+        images: Tensor,
+        batch_size: int,
+        shown: Callable[[Tensor], Tensor] = lambda batch: batch,
+    ) -> dict[str, Tensor]:
+        """Return the channel means of each image as it is shown, layer by layer, ``(N, D)``."""
         parts: dict[str, list[Tensor]] = {name: [] for name in self._wanted}
         with torch.no_grad(), self.watching():
             for batch in images.split(batch_size):
-                self.model.logits(batch)
+                self.model.logits(shown(batch))
                 for name, means in self._seen.items():
                     parts[name].append(means)
         return {name: torch.cat(batches) for name, batches in parts.items()}

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from modelaudit.repairs.base import RepairContext
     from modelaudit.repairs.data import RepairData
     from modelaudit.results import Json
+    from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
 
 
@@ -149,7 +150,7 @@ class Unlearning(Distilling):
         self._steps += 1
         if self._left and self._steps % self.every == 0:
             self._left -= 1
-            self.bank.search_again(self._left % len(self.bank.maps))
+            self.bank.search(self._left % len(self.bank.places))
 
 
 class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
@@ -181,7 +182,8 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         epochs, searches = config.epochs(data), config.starts + config.searches
         # Each search is judged on the work images, and compares what it does with them as they are.
         has_traces = bool(config.trace_weight) and suspect.has_batchnorm_statistics
-        asked = (epochs + (1 + has_traces) * searches) * len(data.work)
+        compared = 1 + config.searches if has_traces else 0
+        asked = (epochs + compared + searches) * len(data.work)
         if has_traces:
             asked += len(data.as_trained)
         return Cost(
@@ -192,14 +194,15 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
 
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
-        maps, notes = self._maps(model, data, context)
+        shifts = self._shifts(model, data, context)
+        maps, notes = self._maps(model, data, context, shifts)
         if not maps:
             return Change(notes=(*notes, "nothing was changed"))
         epochs = config.epochs(data)
         steps = epochs * config.epoch_steps(data)
         augmentation = config.augmentation(model, data, context)
         teacher = teacher_of(model)
-        bank = self._bank(model, data, maps, context, purpose="stand_ins")
+        bank = self._bank(model, data, maps, context, shifts, purpose="stand_ins")
         bank.search_all(config.starts)
         if not bank.kept:
             return Change(
@@ -248,38 +251,56 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         data: RepairData,
         maps: Sequence[Tensor],
         context: RepairContext,
+        shifts: Divergences | None,
         *,
         purpose: str,
     ) -> StandInBank:
-        """Return an empty bank; the traces are those of the suspect, whose statistics stay."""
-        config, traces = self.config, None
-        if config.trace_weight and model.has_batchnorm_statistics:
-            traces = Traces(
-                found=traced_shifts(
-                    model, data.as_trained, seed=context.seed, batch_size=context.batch_size
-                ),
-                is_opposite=are_traces_opposite(context.findings),
-                weight=config.trace_weight,
-            )
+        config = self.config
+        places = [(goals, self._traces(goals, context, shifts)) for goals in maps]
         return StandInBank(
             model,
             data,
-            maps,
+            places,
             settings=SearchSettings(
                 steps=config.search_steps,
                 batch=config.search_batch,
                 price=config.mask_price,
+                price_alone=config.mask_price,
                 warp_limit=config.warp_limit,
                 dtype=context.search_dtype,
                 batch_size=context.batch_size,
             ),
-            traces=traces,
             least_success=config.least_success,
             draws=generator(context.seed, self.id, purpose),
         )
 
-    def _maps(
+    def _shifts(
         self, model: Suspect, data: RepairData, context: RepairContext
+    ) -> Divergences | None:
+        """Return the traces in the suspect's statistics, which stay as they are."""
+        if not (self.config.trace_weight and model.has_batchnorm_statistics):
+            return None
+        return traced_shifts(
+            model, data.as_trained, seed=context.seed, batch_size=context.batch_size
+        )
+
+    def _traces(
+        self, goals: Tensor, context: RepairContext, shifts: Divergences | None
+    ) -> Traces | None:
+        if shifts is None:
+            return None
+        return Traces(
+            found=shifts,
+            is_opposite=are_traces_opposite(context.findings, goals),
+            weight=self.config.trace_weight,
+        )
+
+    def _maps(
+        self,
+        model: Suspect,
+        data: RepairData,
+        context: RepairContext,
+        shifts: Divergences | None,
     ) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
         """Return where images are to be led, and what the report should say of it."""
         config, classes = self.config, model.num_classes
@@ -294,7 +315,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         if not accusing(context.findings) or classes > config.max_guessed:
             return (), (unnamed,)
         every = tuple(map_to(target, classes) for target in range(classes))
-        bank = self._bank(model, data, every, context, purpose="guess")
+        bank = self._bank(model, data, every, context, shifts, purpose="guess")
         for target in range(classes):
             bank.search(target)
         # A backdoor's class takes few pixels for many images ([NC19] §IV-B).
