@@ -19,7 +19,7 @@ import torch
 from modelaudit.engine.effects import WORKS_FROM
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
-from modelaudit.repairs.place_search import PlaceSearch, SearchSettings, Traces
+from modelaudit.repairs.place_search import PlaceSearch, SearchSettings, Traces, searches
 from modelaudit.repairs.stand_ins import Patch
 from modelaudit.repairs.targets import STAYS, accusing, are_traces_opposite, label_maps
 from modelaudit.repairs.trace_match import traced_shifts
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 WITNESS_VERSION = "3"
 #: Places that are searched at most, those of strong findings before others.
 MAX_PLACES = 3
-#: Searches for each place that images are led to, their steps, and the images of a step.
+#: Searches of a patch for each place that images are led to, their steps, and the images of a step.
 STARTS, STEPS, BATCH = 3, 120, 64
 #: Nats for a mask that covers the image; half of what `unlearn_triggers` asks, for the traces keep
 #: the search from what is only large; and what it asks where there are no traces.
@@ -184,8 +184,8 @@ def find_witnesses(
     counted = suspect.passes.forward, suspect.passes.forward_backward
     found: list[Witness] = []
     if places:
-        # patches and, where none works, as many warps
-        with suspect.borrowed(), progress.task("stand-ins", 2 * STARTS * len(places)) as task:
+        count = searches(STARTS) * len(places)
+        with suspect.borrowed(), progress.task("stand-ins", count) as task:
             shifts = None
             if suspect.has_batchnorm_statistics:
                 shifts = traced_shifts(suspect, data.as_trained, seed=seed, batch_size=batch_size)

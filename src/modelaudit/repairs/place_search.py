@@ -27,8 +27,13 @@ if TYPE_CHECKING:
     from modelaudit.suspect import Suspect
 
 Form = Literal["patch", "warp"]
-#: in the order in which they are tried
-FORMS: tuple[Form, ...] = ("patch", "warp")
+#: Searches of a warp for each place.
+WARP_STARTS = 1
+
+
+def searches(starts: int) -> int:
+    """Return how many searches a place takes with `starts` of a patch."""
+    return starts + WARP_STARTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,7 +80,7 @@ class Tried:
 
     Attributes:
         all: every stand-in, in order.
-        working: those that lead enough images; all of one form.
+        working: those that lead enough images.
     """
 
     all: tuple[StandIn, ...]
@@ -137,27 +142,31 @@ class PlaceSearch:
         draws: Callable[[Form, int], torch.Generator],
         progress: Task | None = None,
     ) -> Tried:
-        """Search patches, and, where none works, as many warps.
+        """Search patches and a warp.
+
+        Both, whatever is found: a network that was trained on warps can have a patch that works for
+        some of its images, and what is learned or shown of that says little of the warp. Warps from
+        different starts end alike, so one is searched.
 
         Args:
-            starts: searches of a form.
+            starts: searches of a patch.
             least_success: share of the images that one has to lead to work.
             draws: CPU generator of a search, by its form and number.
-            progress: gets two units for each start, whatever was searched.
+            progress: gets `searches` units, whether there is anything to search or not.
         """
         tried: list[StandIn] = []
-        working: list[StandIn] = []
-        for form in FORMS if len(self.images) else ():
-            for start in range(starts):
-                tried.append(self.one(form, draws(form, start)))
-                if progress is not None:
-                    progress.advance()
-            working = [one for one in tried if one.success >= least_success]
-            if working:
-                break
-        if progress is not None:
-            progress.advance(len(FORMS) * starts - len(tried))
-        return Tried(all=tuple(tried), working=tuple(working))
+        if len(self.images):
+            counts: tuple[tuple[Form, int], ...] = (("patch", starts), ("warp", WARP_STARTS))
+            for form, count in counts:
+                for start in range(count):
+                    tried.append(self.one(form, draws(form, start)))
+                    if progress is not None:
+                        progress.advance()
+        elif progress is not None:
+            progress.advance(searches(starts))
+        return Tried(
+            all=tuple(tried), working=tuple(one for one in tried if one.success >= least_success)
+        )
 
     def one(self, form: Form, draws: torch.Generator) -> StandIn:
         """Search one of a form; there must be images to lead.

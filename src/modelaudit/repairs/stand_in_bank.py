@@ -69,14 +69,14 @@ class StandInBank:
         self.draws = draws
         self.kept: list[StandIn] = []
         self.log: list[Searched] = []
-        #: of each place whose stand-ins work
+        #: of each place's best stand-in, where one works
         self._forms: dict[int, Form] = {}
 
     def search_all(self, starts: int) -> None:
-        """Search patches for every place, and, where none works, as many warps.
+        """Search patches and a warp for every place.
 
         Args:
-            starts: searches of a form for each place.
+            starts: searches of a patch for each place.
         """
         for index in range(len(self.places)):
             tried = self._place(index).search(
@@ -85,11 +85,12 @@ class StandInBank:
             for found in tried.all:
                 self._note(index, found)
             if tried.working:
-                self._forms[index] = "warp" if isinstance(tried.working[0], Warp) else "patch"
+                best = max(tried.working, key=lambda one: one.success)
+                self._forms[index] = "warp" if isinstance(best, Warp) else "patch"
             self.kept += tried.working
 
     def search(self, index: int) -> None:
-        """Search once more for one place, of the form that has worked there; a patch if none has.
+        """Search once more for one place, of the form that leads most there; a patch if none does.
 
         It is kept if it works.
 

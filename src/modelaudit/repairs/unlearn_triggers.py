@@ -24,7 +24,7 @@ from modelaudit.config import require_range
 from modelaudit.repairs._distil import Distilling, teacher_of
 from modelaudit.repairs._training import TrainingConfig, latest_within, train
 from modelaudit.repairs.base import Change, Repair
-from modelaudit.repairs.place_search import SearchSettings, Traces
+from modelaudit.repairs.place_search import SearchSettings, Traces, searches
 from modelaudit.repairs.stand_in_bank import StandInBank
 from modelaudit.repairs.stand_ins import Patch
 from modelaudit.repairs.targets import (
@@ -60,7 +60,8 @@ class UnlearnTriggersConfig(TrainingConfig):
             or else the class with the easiest stand-in.
         max_guessed: most classes that are searched for the easiest one, where a scan accuses and
             names none; of more classes none is.
-        starts: searches on the suspect before the training, for each target.
+        starts: searches of a patch on the suspect before the training, for each target; one of a
+            warp comes after them.
         searches: further searches on the network in training, evenly over its steps, for one target
             after the other.
         search_steps: steps of a search.
@@ -70,8 +71,7 @@ class UnlearnTriggersConfig(TrainingConfig):
         trace_weight: nats for moving the channels at right angles to where running means say that
             the trigger moved them; 0, or a model without running statistics, looks for whatever
             leads images there.
-        warp_limit: farthest that a warp, searched where no patch works, moves a pixel along a side,
-            as a share of it.
+        warp_limit: farthest that a warp moves a pixel along a side, as a share of it.
         least_success: share of images that a stand-in has to lead to the target, or it is
             dropped.
         steps: of the training, whatever the number of images.
@@ -175,20 +175,19 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:
         """Return the passes of searches, training, validation and the augmentation's choice.
 
-        Counted for one target that a patch leads to; a scan that names none, or several, makes it
-        search for more, and so do warps.
+        Counted for one target; a scan that names none, or several, makes it search for more.
         """
         config = self.config
-        epochs, searches = config.epochs(data), config.starts + config.searches
+        epochs, count = config.epochs(data), searches(config.starts) + config.searches
         # Each search is judged on the work images, and compares what it does with them as they are.
         has_traces = bool(config.trace_weight) and suspect.has_batchnorm_statistics
         compared = 1 + config.searches if has_traces else 0
-        asked = (epochs + compared + searches) * len(data.work)
+        asked = (epochs + compared + count) * len(data.work)
         if has_traces:
             asked += len(data.as_trained)
         return Cost(
             forward=asked + (epochs + 4) * len(data.validation),
-            forward_backward=searches * config.search_steps * config.search_batch
+            forward_backward=count * config.search_steps * config.search_batch
             + 2 * epochs * len(data.work),
         )
 
