@@ -84,10 +84,12 @@ class StandInBank:
             )
             for found in tried.all:
                 self._note(index, found)
-            if tried.working:
-                best = max(tried.working, key=lambda one: one.success)
-                self._forms[index] = "warp" if isinstance(best, Warp) else "patch"
-            self.kept += tried.working
+            if not tried.working:
+                continue
+            best = max(tried.working, key=lambda one: one.success)
+            self._forms[index] = "warp" if isinstance(best, Warp) else "patch"
+            # Beside a warp that leads all images a large patch that leads some is not the trigger.
+            self.kept += [one for one in tried.working if isinstance(one, type(best))]
 
     def search(self, index: int) -> None:
         """Search once more for one place, of the form that leads most there; a patch if none does.
