@@ -354,7 +354,12 @@ def test_what_points_nowhere_is_answered_for_the_scanner_that_had_named_the_targ
 
 #: a push that the controls of `mbns` speak against: the network needs these channels
 NEEDED = {"pruned_accuracy_drop": 0.2, "control_share": 0.1, "push_lower_bound": 0.9}
-DRIFTED = mbns(target_labels=(1,), pattern=Pattern.ALL_TO_ONE, evidence=NEEDED)
+DRIFTED = mbns(
+    target_labels=(1,),
+    pattern=Pattern.ALL_TO_ONE,
+    evidence=NEEDED,
+    config={"max_accuracy_drop": 0.06},
+)
 PUSHED = replace(effect(0.99, is_of_rescan=True), target=1, is_disproved=True)
 
 
@@ -380,8 +385,16 @@ def test_what_drifted_weights_are_pushed_to_is_answered_where_controls_disprove_
         {"evidence": {**NEEDED, "pruned_accuracy_drop": 0.01}},
         {"evidence": {**NEEDED, "pruned_accuracy_drop": 0.01, "control_share": 1.0}},
         {"evidence": {}},
+        {"config": {"max_accuracy_drop": 0.3}},
     ],
-    ids=["confirmed", "all-to-all", "nothing speaks against it", "no control ran", "no controls"],
+    ids=[
+        "confirmed",
+        "all-to-all",
+        "nothing speaks against it",
+        "no control ran",
+        "no controls",
+        "the user lets removal cost more",
+    ],
 )
 def test_what_controls_do_not_disprove_is_not_answered(changed: dict[str, Any]) -> None:
     after = summary(replace(DRIFTED, **changed))

@@ -20,6 +20,7 @@ from modelaudit.results import Finding, Pattern
 from modelaudit.suspect import Suspect, state_digest
 from tests.helpers.models import suspect_of, tiny_plain
 from tests.helpers.planted import CLASSES, SIZE, TARGET, pattern_images, stamped, trained
+from tests.helpers.stand_ins import watched_sides
 from tests.helpers.training import backdoored, copy_of, data_of, finding_of, pattern_data
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def test_where_no_stand_in_works_a_note_says_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_each_named_target_has_a_witness_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(witness, "LEAST_SUCCESS", 0.0)
-    monkeypatch.setattr(witness, "LEAST_AGREEMENT", 2.0)
+    monkeypatch.setattr(witness, "AGREEMENT_MARGIN", 2.0)
     both = found_in(backdoored(), (*NAMED, finding_of(Finding.STRONG, (0,))))
     assert [one.target for one in both.found] == sorted({0, TARGET})
     monkeypatch.setattr(witness, "MAX_PLACES", 1)
@@ -168,14 +169,7 @@ def test_a_scanner_without_a_vote_names_no_place() -> None:
 def test_the_side_of_the_traces_is_that_of_the_push(
     monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    sides: list[bool] = []
-
-    class Watched(place_search.TraceMatch):
-        def __init__(self, *given: Any, is_opposite: bool, **more: Any) -> None:
-            sides.append(is_opposite)
-            super().__init__(*given, is_opposite=is_opposite, **more)
-
-    monkeypatch.setattr(place_search, "TraceMatch", Watched)
+    sides = watched_sides(monkeypatch)
     monkeypatch.setattr(witness, "STEPS", 1)
     found_in(backdoored(), (replace(NAMED[0], evidence={"poisoned_share": share}),))
     assert sides == [share < 0]
@@ -294,14 +288,14 @@ def test_what_agrees_with_the_traces_far_less_than_another_is_no_witness(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(witness, "LEAST_SUCCESS", 0.0)
-    monkeypatch.setattr(witness, "LEAST_AGREEMENT", 2.0)
+    monkeypatch.setattr(witness, "AGREEMENT_MARGIN", 2.0)
     both = (*NAMED, finding_of(Finding.STRONG, (0,)))
     known = {one.target: one.agreement for one in found_in(backdoored(), both).found}
     right, wrong = known[TARGET], known[0]
     assert right is not None
     assert wrong is not None
     assert right > wrong
-    monkeypatch.setattr(witness, "LEAST_AGREEMENT", (right - wrong) / 2)
+    monkeypatch.setattr(witness, "AGREEMENT_MARGIN", (right - wrong) / 2)
     left = found_in(backdoored(), both)
     assert [one.target for one in left.found] == [TARGET]
     (note,) = left.notes

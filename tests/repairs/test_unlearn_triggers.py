@@ -23,6 +23,7 @@ from modelaudit.repairs.unlearn_triggers import (
 from modelaudit.results import Finding, Pattern
 from modelaudit.suspect import Suspect
 from tests.helpers.planted import CLASSES, SIZE, TARGET, trained
+from tests.helpers.stand_ins import watched_sides
 from tests.helpers.training import (
     backdoored,
     context_of,
@@ -214,14 +215,7 @@ def test_the_log_says_what_was_searched() -> None:
 
 
 def test_the_side_of_the_traces_is_that_of_the_push(monkeypatch: pytest.MonkeyPatch) -> None:
-    sides: list[bool] = []
-
-    class Watched(place_search.TraceMatch):
-        def __init__(self, *given: Any, is_opposite: bool, **more: Any) -> None:
-            sides.append(is_opposite)
-            super().__init__(*given, is_opposite=is_opposite, **more)
-
-    monkeypatch.setattr(place_search, "TraceMatch", Watched)
+    sides = watched_sides(monkeypatch)
     few = replace(QUICK, starts=1, searches=0, search_steps=1, steps=1, least_success=0.0)
     for share in (0.05, -0.05):
         finding = replace(NAMED[0], evidence={"poisoned_share": share})

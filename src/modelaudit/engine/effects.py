@@ -35,8 +35,6 @@ NOWHERE_UP_TO = 0.1
 #: Upper 95 % bound of a stand-in's share, beyond its control, up to which it leads nowhere: few
 #: images show nothing.
 NOWHERE_BOUND = 0.2
-#: Accuracy that removing a trigger's own channels costs at most, as the scanner `mbns` has it.
-FREE_UP_TO = 0.06
 #: Random sets of other channels that a push is compared with.
 CONTROL_SETS = 5
 
@@ -191,8 +189,8 @@ def is_disproved(result: ScannerResult) -> bool:
     """Whether the scanner's own controls speak against the one target that its push names.
 
     Other channels lead there as well, or the network needs the pushed ones, which a trigger's own
-    are not. A scanner without controls, or whose controls had no channels to draw from, disproves
-    nothing.
+    are not: removing them costs more than the scanner's setting allows. A scanner without controls,
+    or whose controls had no channels to draw from, disproves nothing.
     """
     if result.pattern is not Pattern.ALL_TO_ONE or result.is_confirmed:
         return False
@@ -200,7 +198,8 @@ def is_disproved(result: ScannerResult) -> bool:
         result.evidence.get(key)
         for key in ("pruned_accuracy_drop", "control_share", "push_lower_bound")
     )
-    is_needed = isinstance(cost, float) and cost > FREE_UP_TO
+    free = result.config.get("max_accuracy_drop")
+    is_needed = isinstance(cost, float) and isinstance(free, float) and cost > free
     return is_needed or (
         isinstance(control, float) and isinstance(lower, float) and lower <= control < 1.0
     )

@@ -54,7 +54,7 @@ TRACE_WEIGHT = 5.0
 WARP_LIMIT = 1 / 32
 #: A place whose patches agree with the traces less than another's, by this much in cos, is not
 #: where the traces come from: what leads there does so in clean networks too.
-LEAST_AGREEMENT = 0.15
+AGREEMENT_MARGIN = 0.15
 #: Share of the suspect's images that a stand-in has to lead to be a witness.
 LEAST_SUCCESS = 0.5
 
@@ -118,7 +118,7 @@ class Witnesses:
 
         Returns:
             One effect for each witness: of its stand-ins the one that leads most images of the
-            repaired model counts. The control is the same images as they are.
+            repaired model counts, patch or warp. The control is the same images as they are.
         """
         made = []
         for witness in self.found:
@@ -255,7 +255,7 @@ def _agreement(search: PlaceSearch, kept: Sequence[StandIn]) -> float | None:
 def _traced(found: Sequence[Witness]) -> list[Witness]:
     """Return those that no other one outdoes by far in agreeing with the traces."""
     known = [one.agreement for one in found if one.agreement is not None]
-    least = max(known, default=0.0) - LEAST_AGREEMENT
+    least = max(known, default=0.0) - AGREEMENT_MARGIN
     return [one for one in found if one.agreement is None or one.agreement >= least]
 
 
