@@ -93,7 +93,7 @@ def effects(
             sets = [_control(after, push, draws) for _ in range(CONTROL_SETS)]
             count = sum(_hits(after, s, shown, wanted, batch_size=batch_size) for s in sets)
             control = count / (CONTROL_SETS * trials)
-        where = "are still off" if is_of_rescan else "the backdoor had them"
+        where = "the statistics are still off" if is_of_rescan else "the backdoor had them"
         found.append(
             Effect(
                 scanner=result.id,
