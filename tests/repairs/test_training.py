@@ -36,6 +36,7 @@ def run(
     epochs: int = 2,
     rate: float = 0.05,
     batch: int = 40,
+    max_gradient: float | None = None,
     keep: object = None,
     **changes: object,
 ) -> TrainingLog:
@@ -44,7 +45,9 @@ def run(
         model,
         tiny_data(),
         context_of(),
-        schedule=Schedule(epochs=epochs, batch=batch, rate=constant(rate)),
+        schedule=Schedule(
+            epochs=epochs, batch=batch, rate=constant(rate), max_gradient=max_gradient
+        ),
         objective=Objective(model, dtype=None) if objective is None else objective,
         augmentation=Augmentation(),
         draws=torch.Generator().manual_seed(0),
@@ -132,10 +135,14 @@ def test_the_rate_follows_the_schedule() -> None:
 
 
 def test_a_configuration_gives_the_schedule_of_its_fields() -> None:
-    config = TrainingConfig(learning_rate=0.2, batch=7, momentum=0.5, weight_decay=0.25)
+    config = TrainingConfig(
+        learning_rate=0.2, batch=7, momentum=0.5, weight_decay=0.25, max_gradient=3.0
+    )
     schedule = config.schedule(3)
     assert (schedule.epochs, schedule.batch) == (3, 7)
     assert (schedule.momentum, schedule.weight_decay) == (0.5, 0.25)
+    assert schedule.max_gradient == 3.0
+    assert TrainingConfig().schedule(3).max_gradient is None
     assert [schedule.rate(f) for f in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.1, 0.0])
     assert not schedule.is_nesterov
     assert schedule.is_shuffled
@@ -155,7 +162,13 @@ class _OfARepair(TrainingConfig):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("learning_rate", -0.1), ("batch", 1), ("momentum", 1.1), ("weight_decay", -1.0)],
+    [
+        ("learning_rate", -0.1),
+        ("batch", 1),
+        ("momentum", 1.1),
+        ("weight_decay", -1.0),
+        ("max_gradient", 0.0),
+    ],
 )
 def test_a_field_out_of_its_range_is_named_with_the_repairs_configuration(
     field: str, value: float
@@ -164,19 +177,27 @@ def test_a_field_out_of_its_range_is_named_with_the_repairs_configuration(
         _OfARepair(**{field: value})  # type: ignore[arg-type]  # a test's shorthand
 
 
-def test_one_step_is_that_of_plain_sgd() -> None:
+@pytest.mark.parametrize("share", [None, 0.25, 4.0])
+def test_one_step_is_that_of_plain_sgd_along_a_gradient_of_bounded_length(
+    share: float | None,
+) -> None:
     model, other = copy_of(tiny_suspect()), copy_of(tiny_suspect())
     data = tiny_data()
-    run(model, epochs=1, batch=200, rate=0.1)
     order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
     other.module.train()
     loss = nn.functional.cross_entropy(
         other.logits(data.images[data.work[order]]), data.labels[data.work[order]]
     )
     loss.backward()
+    norm = math.sqrt(
+        sum(float((p.grad**2).sum()) for p in other.module.parameters() if p.grad is not None)
+    )
+    bound = None if share is None else share * norm
+    run(model, epochs=1, batch=200, rate=0.1, max_gradient=bound)
+    left = min(1.0, share or 1.0)
     for one, two in zip(model.module.parameters(), other.module.parameters(), strict=True):
         assert two.grad is not None
-        stepped = two.detach() - 0.1 * (two.grad + 5e-4 * two.detach())
+        stepped = two.detach() - 0.1 * (left * two.grad + 5e-4 * two.detach())
         torch.testing.assert_close(one.detach(), stepped)
     for mine, theirs in zip(model.module.buffers(), other.module.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs)

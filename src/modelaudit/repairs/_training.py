@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from modelaudit.config import require_range
 from modelaudit.errors import RepairError
@@ -22,7 +23,7 @@ from modelaudit.seeds import generator
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from modelaudit.repairs.base import RepairContext
     from modelaudit.repairs.data import RepairData
@@ -39,6 +40,8 @@ class Schedule:
         rate: learning rate, not negative, after a fraction of the run in [0, 1).
         momentum: of SGD.
         weight_decay: of SGD.
+        max_gradient: L2 norm that the gradient of all that is trained is scaled down to; None
+            leaves it as it is.
         is_nesterov: whether the momentum is Nesterov's.
         is_shuffled: whether every epoch has an order of its own.
     """
@@ -48,6 +51,7 @@ class Schedule:
     rate: Callable[[float], float]
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    max_gradient: float | None = None
     is_nesterov: bool = False
     is_shuffled: bool = True
 
@@ -74,6 +78,9 @@ class TrainingConfig:
         batch: images per step.
         momentum: of SGD.
         weight_decay: of SGD.
+        max_gradient: L2 norm that a gradient is scaled down to. At the start of a repair a few
+            images ask for much, and steps as long as their gradients lead away from what the
+            network can do; None takes them.
         crop: whether images are cropped at random after padding; None asks the model, which labels
             cropped images as well as plain ones if it was trained on such.
         flip: whether half of the images are mirrored; None asks the model in the same way, since
@@ -84,6 +91,7 @@ class TrainingConfig:
     batch: int = 32
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    max_gradient: float | None = None
     crop: bool | None = None
     flip: bool | None = None
 
@@ -92,6 +100,7 @@ class TrainingConfig:
         require_range(self, "batch", low=2)
         require_range(self, "momentum", low=0, high=1)
         require_range(self, "weight_decay", low=0)
+        require_range(self, "max_gradient", low=0, is_low_open=True)
 
     def schedule(self, epochs: int) -> Schedule:
         """Return the schedule of a run of `epochs` passes over the work images."""
@@ -101,6 +110,7 @@ class TrainingConfig:
             rate=cosine(self.learning_rate),
             momentum=self.momentum,
             weight_decay=self.weight_decay,
+            max_gradient=self.max_gradient,
         )
 
     def augmentation(
@@ -226,8 +236,9 @@ def train(
     """
     module = model.module.to(memory_format=torch.channels_last)
     labels = data.labels.to(model.device)
+    moved = list(module.parameters() if trained is None else trained)
     optimiser = torch.optim.SGD(
-        list(module.parameters() if trained is None else trained),
+        moved,
         lr=schedule.rate(0.0),
         momentum=schedule.momentum,
         weight_decay=schedule.weight_decay,
@@ -252,6 +263,8 @@ def train(
                 loss = objective.loss(batch, labels[rows.to(labels.device)])
                 optimiser.zero_grad(set_to_none=True)
                 objective.backward(loss)
+                if schedule.max_gradient is not None:
+                    nn.utils.clip_grad_norm_(moved, schedule.max_gradient)
                 optimiser.step()
                 objective.after_step(optimiser)
                 if context.pruned is not None:
