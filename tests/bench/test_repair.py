@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from modelaudit.bench import repair_methods
 from modelaudit.bench.attacked import draw_mixture, plan_of, trained_attack
 from modelaudit.bench.cards import read_card, write_card
 from modelaudit.bench.data import load_pack
@@ -342,7 +343,7 @@ def test_digest_of_auto_follows_what_it_may_use(
     assert before.config_sha256 == same.config_sha256 != other.config_sha256
 
 
-def test_repair_that_reads_findings_is_told_what_a_scan_says_and_keyed_by_its_scanners(
+def test_repair_that_reads_findings_is_told_what_a_scan_says(
     work: RepairWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[int, ...]] = []
@@ -351,26 +352,29 @@ def test_repair_that_reads_findings_is_told_what_a_scan_says_and_keyed_by_its_sc
         told.append(tuple(t for f in context.findings for t in f.target_labels))
         return Change()
 
-    def install(version: str) -> None:
-        install_only(
-            monkeypatch,
-            repair_class("deaf", leave, _repair=ask),
-            repair_class("asks", leave, _repair=ask, reads_findings=True),
-            scan=accusing(TARGET),
-            scan_version=version,
-        )
-
-    def keys() -> list[str]:
-        return [m.config_sha256 for m in replace(work, methods=("deaf", "asks")).built()]
-
-    install("1")
+    install_only(
+        monkeypatch,
+        repair_class("deaf", leave, _repair=ask),
+        repair_class("asks", leave, _repair=ask, reads_findings=True),
+        scan=accusing(TARGET),
+    )
     run(work, "deaf", "asks", only=(ATTACKED,))
     assert told == [(), (TARGET,)]
-    before = keys()
-    install("2")
-    after = keys()
-    assert before[0] == after[0]
-    assert before[1] != after[1]
+
+
+def test_digest_of_a_repair_follows_scanners_and_witness_that_its_effects_rest_on(
+    work: RepairWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def digest(scan_version: str) -> str:
+        install_only(monkeypatch, repair_class("cuts", cut), scan_version=scan_version)
+        (method,) = replace(work, methods=("cuts",)).built()
+        return method.config_sha256
+
+    first = digest("1")
+    assert digest("1") == first
+    assert digest("2") != first
+    monkeypatch.setattr(repair_methods, "WITNESS_VERSION", "other")
+    assert digest("1") != first
 
 
 def test_row_holds_what_a_stand_in_does_before_and_after(

@@ -101,9 +101,13 @@ def _build(full_id: str, images: int | None) -> Method:
 
 
 def _repair_sha256(repair: Repair[Any]) -> str:
-    if not repair.reads_findings:
-        return method_sha256(repair)
-    return _digest({"scanners": _scanner_digests(), "repair": method_sha256(repair)})
+    # The effects in a row rest on what scanners find and on the witness, whatever the repair reads.
+    record = {
+        "scanners": _scanner_digests(),
+        "repair": method_sha256(repair),
+        "witness": WITNESS_VERSION,
+    }
+    return _digest(record)
 
 
 def _auto_sha256() -> str:

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
 
+_UNNAMED = "no scan names a target"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnlearnTriggersConfig(TrainingConfig):
@@ -193,6 +195,8 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
 
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
+        if config.target is None and not accusing(context.findings):
+            return Change(notes=(_UNNAMED, "nothing was changed"))
         shifts = self._shifts(model, data, context)
         maps, notes = self._maps(model, data, context, shifts)
         if not maps:
@@ -308,11 +312,10 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         named = label_maps(context.findings, classes)
         if named:
             return named, ()
-        unnamed = "no scan names a target"
         if is_all_to_all(context.findings):
             return (), ("a scan says all-to-all, and not where each class goes",)
-        if not accusing(context.findings) or classes > config.max_guessed:
-            return (), (unnamed,)
+        if classes > config.max_guessed:
+            return (), (_UNNAMED,)
         every = tuple(map_to(target, classes) for target in range(classes))
         bank = self._bank(model, data, every, context, shifts, purpose="guess")
         for target in range(classes):
@@ -325,10 +328,10 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             if one.success >= config.least_success
         }
         if not ease:
-            return (), (unnamed, "no class has a stand-in that works")
+            return (), (_UNNAMED, "no class has a stand-in that works")
         guess = max(ease, key=lambda target: ease[target])
         found = f"{tried[guess]} lead {tried[guess].success:.0%} of the images there"
-        return (every[guess],), (f"{unnamed}: output {guess} has the easiest stand-in, {found}",)
+        return (every[guess],), (f"{_UNNAMED}: output {guess} has the easiest stand-in, {found}",)
 
 
 def _rows(bank: StandInBank) -> list[Json]:
