@@ -92,7 +92,8 @@ class UnlearnTriggersConfig(TrainingConfig):
     least_success: float = 0.3
     steps: int = 240
     trigger_weight: float = 0.5
-    learning_rate: float = 0.003
+    learning_rate: float = 0.006
+    max_gradient: float | None = 3.0
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
@@ -163,7 +164,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     """
 
     id = "unlearn_triggers"
-    version = "2"
+    version = "3"
     summary = "searches stand-ins for the trigger and unlearns what they do"
     reference = "[NC19] §VI-C"
     config_type = UnlearnTriggersConfig
