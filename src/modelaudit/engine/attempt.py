@@ -144,7 +144,7 @@ def attempt(
         changed,
         proof=proof,
         effects=(
-            *_witnessed(witnesses, suspect, after, images),
+            *_witnessed(witnesses, suspect, after, images, seed=request.scan.seed),
             *effects(
                 findings, suspect, after, images.proof, images.proof_labels, seed=request.scan.seed
             ),
@@ -231,11 +231,24 @@ def _scanned_again(
 
 
 def _witnessed(
-    witnesses: Witnesses | None, suspect: Suspect, after: Suspect, images: RepairImages
+    witnesses: Witnesses | None,
+    suspect: Suspect,
+    after: Suspect,
+    images: RepairImages,
+    *,
+    seed: int,
 ) -> tuple[Effect, ...]:
     if witnesses is None:
         return ()
-    return witnesses.effects(suspect, after, images.proof, images.proof_labels)
+    return witnesses.effects(
+        suspect,
+        after,
+        images.proof,
+        images.proof_labels,
+        data=images.data,
+        seed=seed,
+        dtype=search_dtype(after.device),
+    )
 
 
 def _is_in_file(tensors: Mapping[str, Tensor], opened: Opened) -> bool:

@@ -4,9 +4,11 @@ What scanners find in a repaired model says how it was trained: statistics stay,
 anew, whatever the weights have learned. What an attacker will do is put something on an image. So
 the suspect, where the backdoor is whole, is asked for what leads clean images to the target and
 moves the channels as the traces in its statistics say that the trigger did; and that is put on
-images for the repaired model. On models whose trigger is known the share that it leads to the
-target is close to the share of real attacks that succeed
-(docs/adr/0013-a-witness-after-repair.md).
+images for the repaired model. What follows the traces is hit hardest by a repair that prunes along
+them, so each patch is also searched on for a few steps in the repaired model: what is left of the
+backdoor shows there, and what still leads the suspect's images is no new shortcut. On models whose
+trigger is known the share that the worst of them leads to the target is close to the share of real
+attacks that succeed (docs/adr/0013-a-witness-after-repair.md, 0015-a-witness-goes-on.md).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from modelaudit.engine.effects import WORKS_FROM
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
 from modelaudit.repairs.place_search import PlaceSearch, SearchSettings, Traces, searches
-from modelaudit.repairs.stand_ins import Patch
+from modelaudit.repairs.stand_ins import Patch, Warp
 from modelaudit.repairs.targets import STAYS, accusing, are_traces_opposite, label_maps
 from modelaudit.repairs.trace_match import traced_shifts
 from modelaudit.results import Cost, Finding, Pattern
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from modelaudit.suspect import Suspect
 
 #: Raised by every change of what is found or how it decides.
-WITNESS_VERSION = "3"
+WITNESS_VERSION = "4"
 #: Places that are searched at most, those of strong findings before others.
 MAX_PLACES = 3
 #: Searches of a patch for each place that images are led to, their steps, and the images of a step.
@@ -57,7 +59,17 @@ WARP_LIMIT = 1 / 32
 AGREEMENT_MARGIN = 0.15
 #: Share of the suspect's images that a stand-in has to lead to be a witness.
 LEAST_SUCCESS = 0.5
+#: Steps of a patch in the repaired model, from where the suspect's search ended.
+FURTHER_STEPS = 20
+#: Beside a warp that leads at least as many images, a patch of more than this share of the image
+#: bears no witness: those of triggers take half as much, and larger ones lead to classes that
+#: nobody has poisoned.
+LARGE_PATCH = 1 / 40
 
+_LARGE = (
+    "large patches lead images to a place too, fewer than a warp does: they bear no witness, for "
+    "large patches lead to classes that nobody has poisoned"
+)
 _NO_WITNESS = (
     "no stand-in for a trigger leads the suspect's images where the scan points, if it points "
     "anywhere, or not to all these places: there only what acts within the network could be tried"
@@ -105,20 +117,30 @@ class Witnesses:
         images: Tensor,
         labels: Tensor,
         *,
+        data: RepairData,
+        seed: int,
+        dtype: torch.dtype | None,
         batch_size: int = 256,
     ) -> tuple[Effect, ...]:
         """Put the stand-ins on held-out images and ask both models.
+
+        Patches are tried as they were found in the suspect, and as a few further steps in the
+        repaired model leave them.
 
         Args:
             before: the suspect.
             after: the repaired model.
             images: held-out clean images.
             labels: ``(N,)`` int64.
+            data: clean images; patches are searched on with the work images.
+            seed: of the run.
+            dtype: of convolutions and matrix products in the search.
             batch_size: images computed together.
 
         Returns:
             One effect for each witness: of its stand-ins the one that leads most images of the
-            repaired model counts, patch or warp. The control is the same images as they are.
+            repaired model counts, patch or warp, as long as it leads most of the suspect's. The
+            control is the same images as they are.
         """
         made = []
         for witness in self.found:
@@ -128,15 +150,21 @@ class Witnesses:
             if not trials:
                 continue
             shown, wanted = images[counted], goals[counted]
+            settings = _settings(FURTHER_STEPS, dtype=dtype, batch_size=batch_size)
+            further = _further(witness, after, data, settings, seed=seed)
+            tried = (*witness.stand_ins, *further)
             hits = [
                 tuple(_hits(model, shown, wanted, one, batch_size) for model in (before, after))
-                for one in witness.stand_ins
+                for one in tried
             ]
             # One that hardly works on the suspect has no say where another does.
             able = [i for i, (was, _) in enumerate(hits) if _has_power(was, trials)]
             worst = max(able or range(len(hits)), key=lambda i: (hits[i][1], hits[i][0]))
             plain = int((after.predict(shown, batch_size=batch_size) == wanted).sum())
-            what = f"a stand-in for the trigger ({witness.stand_ins[worst]}), put on images"
+            how = str(tried[worst])
+            if worst >= len(witness.stand_ins):
+                how += ", searched on in the repaired model"
+            what = f"a stand-in for the trigger ({how}), put on images"
             made.append(
                 Effect(
                     kind="stand_in",
@@ -183,6 +211,7 @@ def find_witnesses(
     places = _places(trusted, suspect.num_classes)
     counted = suspect.passes.forward, suspect.passes.forward_backward
     found: list[Witness] = []
+    notes: list[str] = []
     if places:
         count = searches(STARTS) * len(places)
         with suspect.borrowed(), progress.task("stand-ins", count) as task:
@@ -199,22 +228,17 @@ def find_witnesses(
                     data,
                     goals,
                     traces=traces,
-                    settings=SearchSettings(
-                        steps=STEPS,
-                        batch=BATCH,
-                        price=MASK_PRICE,
-                        price_alone=MASK_PRICE_ALONE,
-                        warp_limit=WARP_LIMIT,
-                        dtype=dtype,
-                        batch_size=batch_size,
-                    ),
+                    settings=_settings(STEPS, dtype=dtype, batch_size=batch_size),
                 )
-                kept = search.search(
+                working = search.search(
                     STARTS,
                     least_success=LEAST_SUCCESS,
                     draws=_draws(seed, index),
                     progress=task,
                 ).working
+                kept = _without_large(working)
+                if len(kept) < len(working):
+                    notes.append(_LARGE)
                 if kept:
                     found.append(
                         Witness(
@@ -226,7 +250,6 @@ def find_witnesses(
                         )
                     )
     heard = _traced(found)
-    notes = []
     if trusted and (not places or len(found) < len(places)):
         notes.append(_NO_WITNESS)
     notes += [_not_heard(one, heard) for one in found if one not in heard]
@@ -237,6 +260,43 @@ def find_witnesses(
             forward_backward=suspect.passes.forward_backward - counted[1],
         ),
         notes=tuple(notes),
+    )
+
+
+def _settings(steps: int, *, dtype: torch.dtype | None, batch_size: int) -> SearchSettings:
+    return SearchSettings(
+        steps=steps,
+        batch=BATCH,
+        price=MASK_PRICE,
+        price_alone=MASK_PRICE_ALONE,
+        warp_limit=WARP_LIMIT,
+        dtype=dtype,
+        batch_size=batch_size,
+    )
+
+
+def _further(
+    witness: Witness, after: Suspect, data: RepairData, settings: SearchSettings, *, seed: int
+) -> tuple[Patch, ...]:
+    """Search the patches of a witness on in the repaired model, whatever they do to its traces."""
+    search = PlaceSearch(after, data, witness.goals, traces=None, settings=settings)
+    patches = [one for one in witness.stand_ins if isinstance(one, Patch)]
+    if not len(search.images):
+        return ()
+    with after.borrowed():
+        return tuple(
+            search.go_on(patch, generator(seed, "witness", "further", str(index)))
+            for index, patch in enumerate(patches)
+        )
+
+
+def _without_large(working: Sequence[StandIn]) -> tuple[StandIn, ...]:
+    """Return all but large patches, where a warp leads at least as many images as each of them."""
+    warped = max((one.success for one in working if isinstance(one, Warp)), default=-1.0)
+    return tuple(
+        one
+        for one in working
+        if not (isinstance(one, Patch) and one.success <= warped and one.is_large(LARGE_PATCH))
     )
 
 

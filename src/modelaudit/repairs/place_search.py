@@ -178,7 +178,16 @@ class PlaceSearch:
         """
         return self._patch(draws) if form == "patch" else self._warp(draws)
 
-    def _patch(self, draws: torch.Generator) -> Patch:
+    def go_on(self, patch: Patch, draws: torch.Generator) -> Patch:
+        """Search on from a patch that was found in another network; there must be images to lead.
+
+        Args:
+            patch: where the search begins.
+            draws: CPU generator of its batches.
+        """
+        return self._patch(draws, start=patch)
+
+    def _patch(self, draws: torch.Generator, *, start: Patch | None = None) -> Patch:
         settings = self.settings
         return search_patch(
             self.model,
@@ -190,6 +199,7 @@ class PlaceSearch:
             dtype=settings.dtype,
             generator=draws,
             match=self.match,
+            start=start,
         )
 
     def _warp(self, draws: torch.Generator) -> Warp:

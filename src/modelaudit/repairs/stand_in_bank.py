@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,8 +70,8 @@ class StandInBank:
         self.draws = draws
         self.kept: list[StandIn] = []
         self.log: list[Searched] = []
-        #: of each place's best stand-in, where one works
-        self._forms: dict[int, Form] = {}
+        #: those that work at each place, the one to be searched next first
+        self._forms: dict[int, deque[Form]] = {}
 
     def search_all(self, starts: int) -> None:
         """Search patches and a warp for every place.
@@ -86,15 +87,15 @@ class StandInBank:
                 self._note(index, found)
             if not tried.working:
                 continue
-            best = max(tried.working, key=lambda one: one.success)
-            self._forms[index] = "warp" if isinstance(best, Warp) else "patch"
-            # Beside a warp that leads all images a large patch that leads some is not the trigger.
-            self.kept += [one for one in tried.working if isinstance(one, type(best))]
+            by_success = sorted(tried.working, key=lambda one: one.success, reverse=True)
+            forms: list[Form] = ["warp" if isinstance(o, Warp) else "patch" for o in by_success]
+            self._forms[index] = deque(dict.fromkeys(forms))
+            self.kept += tried.working
 
     def search(self, index: int) -> None:
-        """Search once more for one place, of the form that leads most there; a patch if none does.
+        """Search once more for one place, of a form that worked there, of each in turn.
 
-        It is kept if it works.
+        A patch where none did. What is found is kept if it works.
 
         Args:
             index: of the place.
@@ -103,7 +104,9 @@ class StandInBank:
         place = self._place(index)
         if not len(place.images):
             return
-        found = place.one(self._forms.get(index, "patch"), self.draws)
+        forms = self._forms.setdefault(index, deque(["patch"]))
+        found = place.one(forms[0], self.draws)
+        forms.rotate(-1)
         self._note(index, found)
         if found.success >= self.least_success:
             self.kept.append(found)

@@ -33,6 +33,9 @@ _BETAS = (0.5, 0.9)
 _JUDGED = 256
 #: Masks start faint (a sigmoid of -2 is 0.12) and uneven.
 _MASK_START, _MASK_SPREAD = -2.0, 0.5
+#: Where a search goes on, a mask or pixel nearer to 0 or 1 than this begins here, or it could not
+#: move any more.
+_SATURATED = 1e-3
 #: Warps start as a third of their largest displacement, everywhere another.
 _WARP_SPREAD = 0.3
 #: Points of a warp's grid along each side; between them it is bicubic. WaNet's has 4.
@@ -83,6 +86,10 @@ class Patch(StandIn):
     def __str__(self) -> str:
         """Return how many pixels are replaced."""
         return f"{self.extent:.0f} pixels"
+
+    def is_large(self, share: float) -> bool:
+        """Return whether more than `share` of an image is replaced."""
+        return self.extent > share * self.mask.numel()
 
     def put_on(self, images: Tensor) -> Tensor:
         """Return images under the patch; ``(N, C, H, W)`` in [0, 1], a new tensor."""
@@ -142,8 +149,9 @@ def search_patch(
     dtype: torch.dtype | None,
     generator: torch.Generator,
     match: TraceMatch | None = None,
+    start: Patch | None = None,
 ) -> Patch:
-    """Search a patch by Adam from a random start.
+    """Search a patch by Adam, from a random start or from another patch.
 
     Minimises ``CE(model((1 - m) x + m p), wanted) + price * mean(m)`` over random batches, plus
     the distance to the traces where there is a `match`. A shortcut that a backdoor has made is
@@ -161,14 +169,20 @@ def search_patch(
         dtype: of convolutions and matrix products; None for float32.
         generator: CPU generator of start and batches.
         match: of these images; None to look for whatever leads them there.
+        start: the patch to begin with; None for a random one.
 
     Returns:
         The patch, on the device of `images`.
     """
     device, (_, channels, height, width) = images.device, images.shape
-    start = torch.randn((1, 1, height, width), generator=generator)
-    mask = (_MASK_START + _MASK_SPREAD * start).to(device).requires_grad_()
-    pattern = torch.randn((1, channels, height, width), generator=generator).to(device)
+    if start is None:
+        drawn = torch.randn((1, 1, height, width), generator=generator)
+        mask = (_MASK_START + _MASK_SPREAD * drawn).to(device)
+        pattern = torch.randn((1, channels, height, width), generator=generator).to(device)
+    else:
+        mask = start.mask.to(device).logit(_SATURATED)
+        pattern = start.pattern.to(device).logit(_SATURATED)
+    mask.requires_grad_()
     pattern.requires_grad_()
     return _search(
         model,
