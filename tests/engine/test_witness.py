@@ -40,6 +40,8 @@ def _enough_steps(monkeypatch: pytest.MonkeyPatch, _short_search: None) -> None:
     monkeypatch.setattr(witness, "STEPS", 60)
     monkeypatch.setattr(witness, "BATCH", 32)
     monkeypatch.setattr(witness, "MASK_PRICE", 20.0)
+    monkeypatch.setattr(witness, "MASK_PRICE_ALONE", 20.0)
+    monkeypatch.setattr(witness, "FURTHER_STEPS", 0)
 
 
 def found_in(
@@ -51,7 +53,9 @@ def found_in(
 
 
 def tried(witnesses: Witnesses, after: Suspect) -> tuple[Effect, ...]:
-    return witnesses.effects(backdoored(), after, *pattern_images(200, 9))
+    return witnesses.effects(
+        backdoored(), after, *pattern_images(200, 9), data=pattern_data(), seed=0, dtype=None
+    )
 
 
 def success_of_the_trigger(suspect: Suspect) -> float:
@@ -352,6 +356,62 @@ def test_of_several_stand_ins_that_which_leads_most_after_the_repair_counts() ->
     assert not is_powerful(nothing)
 
 
+def test_a_patch_is_searched_on_in_the_repaired_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    repaired = partly_cut(12)
+    found = found_in(backdoored())
+    (as_found,) = tried(found, repaired)
+    monkeypatch.setattr(witness, "FURTHER_STEPS", 20)
+    before = state_digest(repaired.module)
+    (further,) = tried(found, repaired)
+    assert state_digest(repaired.module) == before
+    assert further.share_after > as_found.share_after + 0.1
+    assert "searched on in the repaired model" in further.artefact
+    assert "searched on" not in as_found.artefact
+    # it is the suspect's shortcut still, and not one of the repaired model alone
+    assert is_powerful(further)
+    (same,) = tried(found, repaired)
+    assert same == further
+
+
+def test_a_further_search_that_left_the_suspects_shortcut_has_no_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blank = torch.zeros(1, 3, SIZE, SIZE)
+    found, further = (
+        Patch(mask=torch.full((1, 1, SIZE, SIZE), m), pattern=blank, success=0.9) for m in (0.5, 0)
+    )
+    suspect, repaired = backdoored(), trained(is_backdoored=False)
+    led = {(found, suspect): 160, (found, repaired): 6, (further, suspect): 85}
+    led[further, repaired] = 90
+    monkeypatch.setattr(
+        witness, "_hits", lambda model, _images, _goals, one, _size: led[one, model]
+    )
+    monkeypatch.setattr(witness, "_further", lambda *_given, **_settings: (further,))
+    one = Witness(scanner="mbns", goals=map_to(TARGET, CLASSES), target=TARGET, stand_ins=(found,))
+    (effect,) = tried(Witnesses(found=(one,)), repaired)
+    assert round(effect.share_after * effect.images) == 6
+    led[further, suspect] = 120
+    (effect,) = tried(Witnesses(found=(one,)), repaired)
+    assert round(effect.share_after * effect.images) == 90
+
+
+@pytest.mark.parametrize(
+    ("pixels", "success", "warped", "is_heard"),
+    [(3, 0.9, 0.5, True), (1, 0.9, 1.0, True), (3, 0.9, 0.9, False), (3, 0.9, None, True)],
+)
+def test_a_large_patch_is_not_heard_beside_a_warp_that_leads_as_many(
+    pixels: int, success: float, warped: float | None, is_heard: bool
+) -> None:
+    mask = torch.zeros(1, 1, 8, 8)
+    mask.view(-1)[:pixels] = 1
+    patch = Patch(mask=mask, pattern=torch.zeros(1, 3, 8, 8), success=success)
+    warp = Warp(flow=torch.zeros(1, 2, 4, 4), side=8, success=warped or 0.0)
+    # a fortieth of 64 pixels is 1.6
+    kept = witness._without_large((patch,) if warped is None else (patch, warp))
+    assert (patch in kept) is is_heard
+    assert (warp in kept) is (warped is not None)
+
+
 @pytest.mark.parametrize("goals", [torch.full((CLASSES,), STAYS), torch.arange(CLASSES)])
 def test_images_that_are_led_nowhere_or_are_there_already_are_no_evidence(goals: Tensor) -> None:
     box = Witnesses(found=(Witness(scanner="mbns", goals=goals, target=None, stand_ins=()),))
@@ -371,6 +431,7 @@ def test_one_that_hardly_works_on_the_suspect_has_no_say_beside_one_that_does(
     monkeypatch.setattr(
         witness, "_hits", lambda model, _images, _goals, one, _size: led[one, model]
     )
+    monkeypatch.setattr(witness, "_further", lambda *_given, **_settings: ())
 
     def shown(*stand_ins: StandIn) -> tuple[int, int]:
         one = Witness(

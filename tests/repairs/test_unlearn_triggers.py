@@ -181,7 +181,7 @@ def test_patches_and_a_warp_are_searched_for_each_place(monkeypatch: pytest.Monk
     blank = torch.zeros(1, 3, SIZE, SIZE)
 
     def patch(_model: Suspect, _images: Tensor, wanted: Tensor, **_settings: Any) -> Patch:
-        return Patch(mask=blank[:, :1], pattern=blank, success=0.8 if wanted[0] == 0 else 0.4)
+        return Patch(mask=blank[:, :1], pattern=blank, success=0.8)
 
     def warp(_model: Suspect, _images: Tensor, wanted: Tensor, **_settings: Any) -> Warp:
         flow = torch.zeros(1, 2, 4, 4)
@@ -194,11 +194,17 @@ def test_patches_and_a_warp_are_searched_for_each_place(monkeypatch: pytest.Monk
     assert [(row.index, type(row.found)) for row in bank.log] == [
         (index, form) for index in (0, 1) for form in (Patch, Patch, Warp)
     ]
-    # of each place the form that leads most is kept, and searched further
-    assert [type(one) for one in bank.kept] == [Patch, Patch, Warp]
-    bank.search(0)
-    bank.search(1)
-    assert [(row.index, type(row.found)) for row in bank.log[6:]] == [(0, Patch), (1, Warp)]
+    # what works is kept, and its forms are searched further in turn, what leads most first
+    assert [type(one) for one in bank.kept] == [Patch, Patch, Patch, Patch, Warp]
+    for place in (0, 1, 0, 1, 1):
+        bank.search(place)
+    assert [(row.index, type(row.found)) for row in bank.log[6:]] == [
+        (0, Patch),
+        (1, Warp),
+        (0, Patch),
+        (1, Patch),
+        (1, Warp),
+    ]
 
 
 def test_the_log_says_what_was_searched() -> None:
@@ -211,7 +217,7 @@ def test_the_log_says_what_was_searched() -> None:
     index, form, extent, success = rows[0]  # type: ignore[misc]  # a row of JSON
     assert (index, form) == (0, "patch")
     assert 0 < extent < SIZE * SIZE  # type: ignore[operator]  # as above
-    assert 0.9 < success <= 1  # type: ignore[operator]  # as above
+    assert 0.8 < success <= 1  # type: ignore[operator]  # as above
 
 
 def test_the_side_of_the_traces_is_that_of_the_push(monkeypatch: pytest.MonkeyPatch) -> None:
