@@ -237,7 +237,7 @@ def find_witnesses(
                     progress=task,
                 ).working
                 kept = _without_large(working)
-                if len(kept) < len(working):
+                if len(kept) < len(working) and _LARGE not in notes:
                     notes.append(_LARGE)
                 if kept:
                     found.append(
