@@ -407,9 +407,10 @@ def test_a_large_patch_is_not_heard_beside_a_warp_that_leads_as_many(
     patch = Patch(mask=mask, pattern=torch.zeros(1, 3, 8, 8), success=success)
     warp = Warp(flow=torch.zeros(1, 2, 4, 4), side=8, success=warped or 0.0)
     # a fortieth of 64 pixels is 1.6
-    kept = witness._without_large((patch,) if warped is None else (patch, warp))
-    assert (patch in kept) is is_heard
-    assert (warp in kept) is (warped is not None)
+    tried = place_search.Tried.of((patch,) if warped is None else (patch, warp), least_success=0.5)
+    assert (patch in tried.working) is is_heard
+    assert tried.large == (() if is_heard else (patch,))
+    assert (warp in tried.working) is (warped is not None)
 
 
 @pytest.mark.parametrize("goals", [torch.full((CLASSES,), STAYS), torch.arange(CLASSES)])

@@ -22,7 +22,7 @@ from modelaudit.engine.effects import WORKS_FROM
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
 from modelaudit.repairs.place_search import PlaceSearch, SearchSettings, Traces, searches
-from modelaudit.repairs.stand_ins import Patch, Warp
+from modelaudit.repairs.stand_ins import Patch
 from modelaudit.repairs.targets import STAYS, accusing, are_traces_opposite, label_maps
 from modelaudit.repairs.trace_match import traced_shifts
 from modelaudit.results import Cost, Finding, Pattern
@@ -61,10 +61,6 @@ AGREEMENT_MARGIN = 0.15
 LEAST_SUCCESS = 0.5
 #: Steps of a patch in the repaired model, from where the suspect's search ended.
 FURTHER_STEPS = 20
-#: Beside a warp that leads at least as many images, a patch of more than this share of the image
-#: bears no witness: those of triggers take half as much, and larger ones lead to classes that
-#: nobody has poisoned.
-LARGE_PATCH = 1 / 40
 
 _LARGE = (
     "large patches lead images to a place too, fewer than a warp does: they bear no witness, for "
@@ -230,14 +226,14 @@ def find_witnesses(
                     traces=traces,
                     settings=_settings(STEPS, dtype=dtype, batch_size=batch_size),
                 )
-                working = search.search(
+                tried = search.search(
                     STARTS,
                     least_success=LEAST_SUCCESS,
                     draws=_draws(seed, index),
                     progress=task,
-                ).working
-                kept = _without_large(working)
-                if len(kept) < len(working) and _LARGE not in notes:
+                )
+                kept = tried.working
+                if tried.large and _LARGE not in notes:
                     notes.append(_LARGE)
                 if kept:
                     found.append(
@@ -288,16 +284,6 @@ def _further(
             search.go_on(patch, generator(seed, "witness", "further", str(index)))
             for index, patch in enumerate(patches)
         )
-
-
-def _without_large(working: Sequence[StandIn]) -> tuple[StandIn, ...]:
-    """Return all but large patches, where a warp leads at least as many images as each of them."""
-    warped = max((one.success for one in working if isinstance(one, Warp)), default=-1.0)
-    return tuple(
-        one
-        for one in working
-        if not (isinstance(one, Patch) and one.success <= warped and one.is_large(LARGE_PATCH))
-    )
 
 
 def _draws(seed: int, index: int) -> Callable[[Form, int], torch.Generator]:

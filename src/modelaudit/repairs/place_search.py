@@ -10,25 +10,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from modelaudit.repairs.stand_ins import search_patch, search_warp
+from modelaudit.repairs.stand_ins import Patch, Warp, search_patch, search_warp
 from modelaudit.repairs.targets import STAYS
 from modelaudit.repairs.trace_match import TraceMatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor
 
     from modelaudit.progress import Task
     from modelaudit.repairs.data import RepairData
-    from modelaudit.repairs.stand_ins import Patch, StandIn, Warp
+    from modelaudit.repairs.stand_ins import StandIn
     from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
 
 Form = Literal["patch", "warp"]
 #: Searches of a warp for each place.
 WARP_STARTS = 1
+#: Beside a warp that leads at least as many images, a patch of more than this share of the image is
+#: not taken for the trigger's: those take half as much, and larger ones lead to classes that nobody
+#: has poisoned.
+LARGE_PATCH = 1 / 40
 
 
 def searches(starts: int) -> int:
@@ -80,11 +84,35 @@ class Tried:
 
     Attributes:
         all: every stand-in, in order.
-        working: those that lead enough images.
+        working: those that lead enough images, without the large ones.
+        large: patches that lead enough, and take more pixels than a trigger's do where a warp leads
+            at least as many.
     """
 
     all: tuple[StandIn, ...]
     working: tuple[StandIn, ...]
+    large: tuple[Patch, ...] = ()
+
+    @classmethod
+    def of(cls, tried: Sequence[StandIn], *, least_success: float) -> Tried:
+        """Sort what searches for one place have found.
+
+        Args:
+            tried: in order.
+            least_success: share of the images that one has to lead to work.
+        """
+        able = [one for one in tried if one.success >= least_success]
+        warped = max((one.success for one in able if isinstance(one, Warp)), default=-1.0)
+        large = [
+            one
+            for one in able
+            if isinstance(one, Patch) and one.success <= warped and one.is_large(LARGE_PATCH)
+        ]
+        return cls(
+            all=tuple(tried),
+            working=tuple(one for one in able if one not in large),
+            large=tuple(large),
+        )
 
 
 class PlaceSearch:
@@ -164,9 +192,7 @@ class PlaceSearch:
                         progress.advance()
         elif progress is not None:
             progress.advance(searches(starts))
-        return Tried(
-            all=tuple(tried), working=tuple(one for one in tried if one.success >= least_success)
-        )
+        return Tried.of(tried, least_success=least_success)
 
     def one(self, form: Form, draws: torch.Generator) -> StandIn:
         """Search one of a form; there must be images to lead.
