@@ -113,8 +113,7 @@ class Patient:
             opened,
             parts,
             request,
-            # What does not read findings is not told any: of its row only the effects of stand-ins
-            # depend on scanners, and the key does not name these.
+            # What does not read findings is not told any.
             before=self._scan(request) if repair.reads_findings else None,
             scanners=(),
             progress=NoProgress(),

@@ -36,8 +36,8 @@ class Method:
         variant: of it; None for its default.
         repair: configured; None for `auto`.
         images: size of the clean set that it is given.
-        config_sha256: digest of its version and configuration, and of the scanners whose findings
-            it reads; of `auto`, of all that it may use.
+        config_sha256: digest of its version and configuration, and of the scanners and the witness
+            that the effects in its row rest on; of `auto`, of all that it may use.
     """
 
     id: str
@@ -101,28 +101,23 @@ def _build(full_id: str, images: int | None) -> Method:
 
 
 def _repair_sha256(repair: Repair[Any]) -> str:
-    # The effects in a row rest on what scanners find and on the witness, whatever the repair reads.
-    record = {
-        "scanners": _scanner_digests(),
-        "repair": method_sha256(repair),
-        "witness": WITNESS_VERSION,
-    }
-    return _digest(record)
+    return _digest({**_effects_record(), "repair": method_sha256(repair)})
 
 
 def _auto_sha256() -> str:
     repairs = [build_repair(id_, ()) for id_ in dict.fromkeys((*AUTO_PRUNE_FIRST, *AUTO_TRAIN))]
     record = {
-        "scanners": _scanner_digests(),
+        **_effects_record(),
         "repairs": {r.full_id: method_sha256(r) for r in repairs},
         "order": [AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE],
-        "witness": WITNESS_VERSION,
     }
     return _digest(record)
 
 
-def _scanner_digests() -> dict[str, str]:
-    return {scanner.full_id: method_sha256(scanner) for scanner in build_scanners((), ())}
+def _effects_record() -> dict[str, object]:
+    """Return what the effects in a row rest on, whatever the repair itself reads."""
+    scanners = {scanner.full_id: method_sha256(scanner) for scanner in build_scanners((), ())}
+    return {"scanners": scanners, "witness": WITNESS_VERSION}
 
 
 def _digest(record: Mapping[str, object]) -> str:

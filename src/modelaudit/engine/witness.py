@@ -35,13 +35,12 @@ if TYPE_CHECKING:
 
     from modelaudit.progress import Progress
     from modelaudit.repairs import RepairData
-    from modelaudit.repairs.place_search import Form
-    from modelaudit.repairs.stand_ins import StandIn
+    from modelaudit.repairs.stand_ins import Form, StandIn
     from modelaudit.results import ScannerResult
     from modelaudit.suspect import Suspect
 
 #: Raised by every change of what is found or how it decides.
-WITNESS_VERSION = "4"
+WITNESS_VERSION = "5"
 #: Places that are searched at most, those of strong findings before others.
 MAX_PLACES = 3
 #: Searches of a patch for each place that images are led to, their steps, and the images of a step.
@@ -63,8 +62,8 @@ LEAST_SUCCESS = 0.5
 FURTHER_STEPS = 20
 
 _LARGE = (
-    "large patches lead images to a place too, fewer than a warp does: they bear no witness, for "
-    "large patches lead to classes that nobody has poisoned"
+    "large patches lead images to a place too, no more than a warp does: they bear no witness, "
+    "for large patches lead to classes that nobody has poisoned"
 )
 _NO_WITNESS = (
     "no stand-in for a trigger leads the suspect's images where the scan points, if it points "
@@ -126,28 +125,28 @@ class Witnesses:
         Args:
             before: the suspect.
             after: the repaired model.
-            images: held-out clean images.
+            images: held-out clean images. Shape ``(N, C, H, W)`` in [0, 1].
             labels: ``(N,)`` int64.
             data: clean images; patches are searched on with the work images.
             seed: of the run.
-            dtype: of convolutions and matrix products in the search.
+            dtype: of convolutions and matrix products in the search; None for float32.
             batch_size: images computed together.
 
         Returns:
             One effect for each witness: of its stand-ins the one that leads most images of the
-            repaired model counts, patch or warp, as long as it leads most of the suspect's. The
-            control is the same images as they are.
+            repaired model counts, patch or warp, of those that lead most of the suspect's; where
+            none does, of those that were found in it. The control is the same images as they are.
         """
         made = []
-        for witness in self.found:
+        settings = _settings(FURTHER_STEPS, dtype=dtype, batch_size=batch_size)
+        for place, witness in enumerate(self.found):
             goals = witness.goals[labels]
             counted = (goals != STAYS) & (goals != labels)
             trials = int(counted.sum())
             if not trials:
                 continue
             shown, wanted = images[counted], goals[counted]
-            settings = _settings(FURTHER_STEPS, dtype=dtype, batch_size=batch_size)
-            further = _further(witness, after, data, settings, seed=seed)
+            further = _searched_on(witness, after, data, settings, seed=seed, place=place)
             tried = (*witness.stand_ins, *further)
             hits = [
                 tuple(_hits(model, shown, wanted, one, batch_size) for model in (before, after))
@@ -155,7 +154,9 @@ class Witnesses:
             ]
             # One that hardly works on the suspect has no say where another does.
             able = [i for i, (was, _) in enumerate(hits) if _has_power(was, trials)]
-            worst = max(able or range(len(hits)), key=lambda i: (hits[i][1], hits[i][0]))
+            # What was searched on may be a shortcut of the repaired model alone.
+            heard = able or range(len(witness.stand_ins))
+            worst = max(heard, key=lambda i: (hits[i][1], hits[i][0]))
             plain = int((after.predict(shown, batch_size=batch_size) == wanted).sum())
             how = str(tried[worst])
             if worst >= len(witness.stand_ins):
@@ -271,8 +272,14 @@ def _settings(steps: int, *, dtype: torch.dtype | None, batch_size: int) -> Sear
     )
 
 
-def _further(
-    witness: Witness, after: Suspect, data: RepairData, settings: SearchSettings, *, seed: int
+def _searched_on(
+    witness: Witness,
+    after: Suspect,
+    data: RepairData,
+    settings: SearchSettings,
+    *,
+    seed: int,
+    place: int,
 ) -> tuple[Patch, ...]:
     """Search the patches of a witness on in the repaired model, whatever they do to its traces."""
     search = PlaceSearch(after, data, witness.goals, traces=None, settings=settings)
@@ -281,7 +288,7 @@ def _further(
         return ()
     with after.borrowed():
         return tuple(
-            search.go_on(patch, generator(seed, "witness", "further", str(index)))
+            search.go_on(patch, generator(seed, "witness", "further", str(place), str(index)))
             for index, patch in enumerate(patches)
         )
 

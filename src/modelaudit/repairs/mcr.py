@@ -279,6 +279,7 @@ class McrRepair(Repair[McrConfig]):
                 batch=config.batch,
                 rate=cosine(config.finetune_learning_rate),
                 momentum=config.momentum,
+                max_gradient=config.max_gradient,
             ),
             curve=replace(config.schedule(config.epochs), weight_decay=0.0),
             curve_weight_decay=config.weight_decay,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from modelaudit.repairs.stand_ins import Patch, Warp, search_patch, search_warp
 from modelaudit.repairs.targets import STAYS
@@ -22,16 +22,15 @@ if TYPE_CHECKING:
 
     from modelaudit.progress import Task
     from modelaudit.repairs.data import RepairData
-    from modelaudit.repairs.stand_ins import StandIn
+    from modelaudit.repairs.stand_ins import Form, StandIn
     from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
 
-Form = Literal["patch", "warp"]
 #: Searches of a warp for each place.
 WARP_STARTS = 1
 #: Beside a warp that leads at least as many images, a patch of more than this share of the image is
-#: not taken for the trigger's: those take half as much, and larger ones lead to classes that nobody
-#: has poisoned.
+#: not taken for the trigger's: those take less (9 to 20 of 1,024 pixels where this is 26), and
+#: larger ones lead to classes that nobody has poisoned.
 LARGE_PATCH = 1 / 40
 
 
@@ -95,7 +94,7 @@ class Tried:
 
     @classmethod
     def of(cls, tried: Sequence[StandIn], *, least_success: float) -> Tried:
-        """Sort what searches for one place have found.
+        """Return what searches for one place have found, sorted.
 
         Args:
             tried: in order.
@@ -210,6 +209,9 @@ class PlaceSearch:
         Args:
             patch: where the search begins.
             draws: CPU generator of its batches.
+
+        Returns:
+            The patch, with its success on the images here.
         """
         return self._patch(draws, start=patch)
 

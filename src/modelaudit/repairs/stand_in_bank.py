@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.repairs.place_search import PlaceSearch
-from modelaudit.repairs.stand_ins import Warp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelaudit.repairs.data import RepairData
-    from modelaudit.repairs.place_search import Form, SearchSettings, Traces
-    from modelaudit.repairs.stand_ins import StandIn
+    from modelaudit.repairs.place_search import SearchSettings, Traces
+    from modelaudit.repairs.stand_ins import Form, StandIn
     from modelaudit.suspect import Suspect
 
 
@@ -50,6 +49,7 @@ class StandInBank:
     Attributes:
         kept: those that work.
         log: of every search.
+        large: how many of `search_all` were left out as large beside a warp, see `Tried`.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class StandInBank:
         self.draws = draws
         self.kept: list[StandIn] = []
         self.log: list[Searched] = []
+        self.large = 0
         #: those that work at each place, the one to be searched next first
         self._forms: dict[int, deque[Form]] = {}
 
@@ -85,11 +86,11 @@ class StandInBank:
             )
             for found in tried.all:
                 self._note(index, found)
+            self.large += len(tried.large)
             if not tried.working:
                 continue
             by_success = sorted(tried.working, key=lambda one: one.success, reverse=True)
-            forms: list[Form] = ["warp" if isinstance(o, Warp) else "patch" for o in by_success]
-            self._forms[index] = deque(dict.fromkeys(forms))
+            self._forms[index] = deque(dict.fromkeys(one.form for one in by_success))
             self.kept += tried.working
 
     def search(self, index: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from modelaudit.suspect import Suspect
 
 S = TypeVar("S", bound="StandIn")
+Form = Literal["patch", "warp"]
 
 #: Adam of the searches; logits of mask and pattern move by about `_PATCH_RATE` a step.
 _PATCH_RATE, _WARP_RATE = 0.2, 0.1
@@ -47,9 +48,11 @@ class StandIn(ABC):
     """What is done to an image.
 
     Attributes:
+        form: what kind it is.
         success: share of the images it was tried on that go where they are wanted.
     """
 
+    form: ClassVar[Form]
     success: float = 0.0
 
     @property
@@ -75,6 +78,7 @@ class Patch(StandIn):
         pattern: pixels in [0, 1]. Shape ``(1, C, H, W)``, float32.
     """
 
+    form: ClassVar[Form] = "patch"
     mask: Tensor
     pattern: Tensor
 
@@ -88,7 +92,11 @@ class Patch(StandIn):
         return f"{self.extent:.0f} pixels"
 
     def is_large(self, share: float) -> bool:
-        """Return whether more than `share` of an image is replaced."""
+        """Return whether more than `share` of an image is replaced.
+
+        Args:
+            share: of the image's pixels, in [0, 1].
+        """
         return self.extent > share * self.mask.numel()
 
     def put_on(self, images: Tensor) -> Tensor:
@@ -106,6 +114,7 @@ class Warp(StandIn):
         side: of the images it was searched on, in pixels.
     """
 
+    form: ClassVar[Form] = "warp"
     flow: Tensor
     side: int
 
@@ -167,9 +176,10 @@ def search_patch(
         batch: images of a step, drawn anew; all of them judge the success in the end.
         price: nats for a mask that covers the image.
         dtype: of convolutions and matrix products; None for float32.
-        generator: CPU generator of start and batches.
+        generator: CPU generator of a random start and of the batches.
         match: of these images; None to look for whatever leads them there.
-        start: the patch to begin with; None for a random one.
+        start: the patch to begin with, of the images' shape, its mask and pixels at least
+            `_SATURATED` from 0 and 1; None for a random one.
 
     Returns:
         The patch, on the device of `images`.

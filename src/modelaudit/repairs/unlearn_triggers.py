@@ -26,7 +26,6 @@ from modelaudit.repairs._training import TrainingConfig, latest_within, train
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.repairs.place_search import SearchSettings, Traces, searches
 from modelaudit.repairs.stand_in_bank import StandInBank
-from modelaudit.repairs.stand_ins import Patch
 from modelaudit.repairs.targets import (
     accusing,
     are_traces_opposite,
@@ -65,7 +64,7 @@ class UnlearnTriggersConfig(TrainingConfig):
         starts: searches of a patch on the suspect before the training, for each target; one of a
             warp comes after them.
         searches: further searches on the network in training, evenly over its steps, for one target
-            after the other.
+            after the other, of each form that worked there in turn.
         search_steps: steps of a search.
         search_batch: images of such a step.
         mask_price: nats for a mask that covers the whole image: what a stand-in must be worth. A
@@ -75,7 +74,7 @@ class UnlearnTriggersConfig(TrainingConfig):
             leads images there.
         warp_limit: farthest that a warp moves a pixel along a side, as a share of it.
         least_success: share of images that a stand-in has to lead to the target, or it is
-            dropped.
+            dropped; large patches beside a warp are dropped too.
         steps: of the training, whatever the number of images.
         trigger_weight: of the loss under stand-ins, beside that on clean images.
     """
@@ -157,7 +156,7 @@ class Unlearning(Distilling):
 
 
 class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
-    """Adversarial training against small universal triggers toward the named target.
+    """Adversarial training against stand-ins for the trigger, toward the named target.
 
     Nothing is changed where no scan accuses anything and no target is set, or where no stand-in
     works.
@@ -246,7 +245,11 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
             },
-            notes=(*notes, f"stand-ins unlearned: {len(bank.kept)} of {len(bank.log)} searched"),
+            notes=(
+                *notes,
+                f"stand-ins unlearned: {len(bank.kept)} of {len(bank.log)} searched"
+                + (f", {bank.large} large patches beside a warp left out" if bank.large else ""),
+            ),
         )
 
     def _bank(
@@ -339,7 +342,7 @@ def _rows(bank: StandInBank) -> list[Json]:
     return [
         [
             row.index,
-            "patch" if isinstance(row.found, Patch) else "warp",
+            row.found.form,
             row.found.extent,
             row.found.success,
         ]
