@@ -288,6 +288,26 @@ def test_patches_and_a_warp_are_searched_and_those_that_work_are_kept(
     assert f"({said})" in effect.artefact
 
 
+def test_a_note_says_once_that_large_patches_were_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = torch.ones(1, 3, SIZE, SIZE)
+    monkeypatch.setattr(
+        place_search,
+        "search_patch",
+        lambda *_given, **_settings: Patch(mask=whole[:, :1], pattern=whole, success=0.8),
+    )
+    monkeypatch.setattr(
+        place_search,
+        "search_warp",
+        lambda *_given, **_settings: Warp(flow=torch.zeros(1, 2, 4, 4), side=SIZE, success=0.8),
+    )
+    heard = found_in(backdoored(), (*NAMED, finding_of(Finding.STRONG, (0,))))
+    assert [[type(one) for one in w.stand_ins] for w in heard.found] == [[Warp], [Warp]]
+    (note,) = heard.notes
+    assert "no more than a warp does" in note
+
+
 def test_what_agrees_with_the_traces_far_less_than_another_is_no_witness(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -386,31 +406,17 @@ def test_a_further_search_that_left_the_suspects_shortcut_has_no_say(
     monkeypatch.setattr(
         witness, "_hits", lambda model, _images, _goals, one, _size: led[one, model]
     )
-    monkeypatch.setattr(witness, "_further", lambda *_given, **_settings: (further,))
+    monkeypatch.setattr(witness, "_searched_on", lambda *_given, **_settings: (further,))
     one = Witness(scanner="mbns", goals=map_to(TARGET, CLASSES), target=TARGET, stand_ins=(found,))
     (effect,) = tried(Witnesses(found=(one,)), repaired)
     assert round(effect.share_after * effect.images) == 6
     led[further, suspect] = 120
     (effect,) = tried(Witnesses(found=(one,)), repaired)
     assert round(effect.share_after * effect.images) == 90
-
-
-@pytest.mark.parametrize(
-    ("pixels", "success", "warped", "is_heard"),
-    [(3, 0.9, 0.5, True), (1, 0.9, 1.0, True), (3, 0.9, 0.9, False), (3, 0.9, None, True)],
-)
-def test_a_large_patch_is_not_heard_beside_a_warp_that_leads_as_many(
-    pixels: int, success: float, warped: float | None, is_heard: bool
-) -> None:
-    mask = torch.zeros(1, 1, 8, 8)
-    mask.view(-1)[:pixels] = 1
-    patch = Patch(mask=mask, pattern=torch.zeros(1, 3, 8, 8), success=success)
-    warp = Warp(flow=torch.zeros(1, 2, 4, 4), side=8, success=warped or 0.0)
-    # a fortieth of 64 pixels is 1.6
-    tried = place_search.Tried.of((patch,) if warped is None else (patch, warp), least_success=0.5)
-    assert (patch in tried.working) is is_heard
-    assert tried.large == (() if is_heard else (patch,))
-    assert (warp in tried.working) is (warped is not None)
+    # nor where nothing else works on the suspect: what was found there counts then
+    led[found, suspect], led[further, suspect] = 80, 5
+    (effect,) = tried(Witnesses(found=(one,)), repaired)
+    assert round(effect.share_after * effect.images) == 6
 
 
 @pytest.mark.parametrize("goals", [torch.full((CLASSES,), STAYS), torch.arange(CLASSES)])
@@ -432,7 +438,7 @@ def test_one_that_hardly_works_on_the_suspect_has_no_say_beside_one_that_does(
     monkeypatch.setattr(
         witness, "_hits", lambda model, _images, _goals, one, _size: led[one, model]
     )
-    monkeypatch.setattr(witness, "_further", lambda *_given, **_settings: ())
+    monkeypatch.setattr(witness, "_searched_on", lambda *_given, **_settings: ())
 
     def shown(*stand_ins: StandIn) -> tuple[int, int]:
         one = Witness(

@@ -13,7 +13,9 @@ from tests.helpers.planted import TARGET, pattern_images, trained
 from tests.helpers.training import backdoored, copy_of
 
 
-def stand_in_of(suspect: Suspect, *, price: float, seed: int = 0) -> Patch:
+def stand_in_of(
+    suspect: Suspect, *, price: float, seed: int = 0, steps: int = 60, start: Patch | None = None
+) -> Patch:
     """Search one that leads to the planted target."""
     pictures, truth = pattern_images(200, 8)
     away = truth != TARGET
@@ -21,11 +23,12 @@ def stand_in_of(suspect: Suspect, *, price: float, seed: int = 0) -> Patch:
         suspect,
         pictures[away],
         torch.full((int(away.sum()),), TARGET),
-        steps=60,
+        steps=steps,
         batch=32,
         price=price,
         dtype=None,
         generator=torch.Generator().manual_seed(seed),
+        start=start,
     )
 
 
@@ -47,6 +50,18 @@ def test_what_is_not_worth_its_price_fades() -> None:
     found = stand_in_of(backdoored(), price=1000.0)
     assert found.success < 0.1
     assert found.extent < 1
+
+
+def test_a_search_goes_on_from_a_patch_and_from_masks_that_are_saturated() -> None:
+    found = stand_in_of(backdoored(), price=20.0)
+    kept = stand_in_of(backdoored(), price=20.0, steps=0, start=found)
+    torch.testing.assert_close(kept.mask, found.mask, rtol=0, atol=1.1e-3)
+    torch.testing.assert_close(kept.pattern, found.pattern, rtol=0, atol=1.1e-3)
+    hard = Patch(mask=(found.mask > 0.5).float(), pattern=found.pattern.round())
+    further = stand_in_of(backdoored(), price=20.0, steps=20, start=hard)
+    assert bool(further.mask.isfinite().all())
+    assert bool(((further.mask - hard.mask).abs() > 0.01).any())
+    assert further.success > 0.8
 
 
 def test_a_search_leaves_the_model_as_it_is() -> None:

@@ -110,6 +110,9 @@ def test_nothing_changes_where_no_target_is_named() -> None:
     made = UnlearnTriggersRepair(QUICK).repair(suspect, data, context=context_of())
     assert same_state(made.module, suspect.module)
     assert "no scan names a target" in made.notes[0]
+    # traces would take a pass
+    without = UnlearnTriggersRepair(replace(QUICK, trace_weight=0.0))
+    assert made.cost.forward == without.repair(suspect, data, context=context_of()).cost.forward
 
 
 def test_an_unnamed_target_is_guessed_by_its_easy_stand_in() -> None:
@@ -207,6 +210,32 @@ def test_patches_and_a_warp_are_searched_for_each_place(monkeypatch: pytest.Monk
     ]
 
 
+def test_large_patches_beside_a_warp_are_not_trained_against(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = torch.ones(1, 3, SIZE, SIZE)
+    monkeypatch.setattr(
+        place_search,
+        "search_patch",
+        lambda *_given, **_settings: Patch(mask=whole[:, :1], pattern=whole, success=0.8),
+    )
+    monkeypatch.setattr(
+        place_search,
+        "search_warp",
+        lambda *_given, **_settings: Warp(flow=torch.zeros(1, 2, 4, 4), side=SIZE, success=0.9),
+    )
+    bank = bank_of(copy_of(backdoored()), map_to(TARGET, CLASSES))
+    bank.search_all(2)
+    bank.search(0)
+    bank.search(0)
+    assert [type(one) for one in bank.kept] == [Warp, Warp, Warp]
+    assert bank.large == 2
+    made = UnlearnTriggersRepair(QUICK).repair(
+        backdoored(), pattern_data(), context=context_of(findings=NAMED)
+    )
+    assert f"{QUICK.starts} large patches beside a warp left out" in made.notes[-1]
+
+
 def test_the_log_says_what_was_searched() -> None:
     made = UnlearnTriggersRepair(replace(QUICK, mask_price=20.0)).repair(
         backdoored(), pattern_data(), context=context_of(findings=NAMED)
@@ -217,6 +246,7 @@ def test_the_log_says_what_was_searched() -> None:
     index, form, extent, success = rows[0]  # type: ignore[misc]  # a row of JSON
     assert (index, form) == (0, "patch")
     assert 0 < extent < SIZE * SIZE  # type: ignore[operator]  # as above
+    # 0.90 or 0.91, by the number of threads
     assert 0.8 < success <= 1  # type: ignore[operator]  # as above
 
 
