@@ -276,7 +276,11 @@ def test_auto_repairs_what_is_accused_and_stops_when_the_rescan_is_clean(work: R
     assert (row["outcome"], row["exit_status"], row["is_written"]) == ("repaired", 0, True)
     assert (row["chosen"], row["pruned"]) == ("prune_mbns", 1)
     assert (row["verdict_before"], len(row["attempts"])) == ("backdoored", 1)
-    assert row["attempts"][0]["verdict_after"] == "clean"
+    (tried,) = row["attempts"]
+    assert tried["verdict_after"] == "clean"
+    assert tried["reason_after"]
+    (push,) = tried["effects"]
+    assert (push["kind"], push["share_after"]) == ("push", pytest.approx(0.0, abs=0.1))
     assert row["proof"]["images"] == 40
     assert row["passes"]["forward"] > 0
 

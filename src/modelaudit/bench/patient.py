@@ -286,6 +286,8 @@ def _auto_facts(report: RepairReport) -> dict[str, object]:
                 "budget": plain(tried.budget),
                 "goes_on_from": list(tried.goes_on_from),
                 "verdict_after": None if tried.verdict is None else str(tried.verdict.verdict),
+                "reason_after": None if tried.verdict is None else tried.verdict.reason,
+                "effects": plain(tried.effects),
                 "seconds": tried.cost.seconds,
             }
             for tried in report.attempts
