@@ -403,6 +403,9 @@ def test_the_goals_of_repairs_are_counted_by_model(tmp_path: Path) -> None:
         ("0/1", "clean"),
     ]
     assert "repair_sig.csv" not in report_of(tmp_path, rows).files()
+    assert [row[0] for row in table(report_of(tmp_path, rows[-1:]), "repair_models").rows] == [
+        "failed †"
+    ]
 
 
 def test_what_became_of_every_repair_is_counted_with_its_reasons(tmp_path: Path) -> None:
@@ -439,6 +442,72 @@ def test_what_became_of_every_repair_is_counted_with_its_reasons(tmp_path: Path)
         "nad": "1 over budget, 2 refused, 1 failed",
     }
     assert records(report, "repair_badnets")[1]["over_budget"] == "1"
+
+
+def stand_in(after: float, *, before: float = 0.9, kind: str = "stand_in") -> dict[str, Any]:
+    """Return an effect whose lower bound in the suspect is a tenth below its share there."""
+    return {
+        "kind": kind,
+        "share_before": before,
+        "interval_before": [before - 0.1, 1.0],
+        "share_after": after,
+    }
+
+
+def test_every_model_has_a_line_with_what_each_repair_did_and_what_is_shown_of_it(
+    tmp_path: Path,
+) -> None:
+    bad = facts("b_1", attack="badnets", target=0)
+    weak = facts("weak", attack="sig", target=0, gate=False)
+    attempts = [
+        {"id": "prune_mbns", "effects": [stand_in(0.6)]},
+        {"id": "unlearn_triggers", "effects": [stand_in(0.04)]},
+    ]
+    rows = [
+        # what hardly worked in the suspect, and what is no stand-in, shows nothing
+        repair_row(
+            bad,
+            "nad",
+            acc=(0.94, 0.92),
+            asr=(1.0, 0.3),
+            effects=[stand_in(0.2), stand_in(0.9, before=0.55), stand_in(1.0, kind="push")],
+        ),
+        repair_row(
+            bad,
+            "auto",
+            acc=(0.94, 0.93),
+            asr=(1.0, 0.02),
+            outcome="repaired",
+            chosen="unlearn_triggers",
+            attempts=attempts,
+        ),
+        repair_row(facts("clean"), "nad", acc=(0.94, 0.94), effects=[]),
+        repair_row(weak, "nad", acc=(0.9, 0.89), asr=(0.5, 0.1), is_within_budget=False),
+    ]
+    report = report_of(tmp_path, rows)
+
+    assert table(report, "repair_models").header == ("model", "ACC / ASR", "auto, 500", "nad, 500")
+    assert table(report, "repair_models").rows == (
+        ("clean", "94.0 %", "–", "+0.0"),
+        ("b_1", "94.0 % / 100.0 %", "-1.0 / 2.0 (4)", "-2.0 / 30.0 (20)"),
+        ("weak †", "90.0 % / 50.0 %", "–", "-1.0 / 10.0, over budget"),
+    )
+    assert [r["shown_after"] for r in records(report, "repair_models")] == ["", "0.04", "0.2", ""]
+
+
+def test_what_stand_ins_show_is_held_against_the_attacks_that_succeed(tmp_path: Path) -> None:
+    def row(id_: str, asr: float, shown: float) -> dict[str, Any]:
+        about = facts(id_, attack="badnets", target=0)
+        return repair_row(about, "nad", acc=(0.9, 0.9), asr=(1.0, asr), effects=[stand_in(shown)])
+
+    rows = [row("b_1", 0.30, 0.05), row("b_2", 0.02, 0.12), row("b_3", 0.04, 0.04)]
+    rows.append(repair_row(facts("b_4", attack="badnets", target=0), "nad", acc=(0.9, 0.9)))
+    report = report_of(tmp_path, rows)
+
+    line = ("3", "11.7", "-25.0 (b_1)", "+10.0 (b_2)", "1/1", "1/2")
+    assert table(report, "repair_shown").rows == (("nad", *line), ("all", *line))
+    none = report_of(tmp_path, rows[-1:])
+    assert table(none, "repair_shown").rows == ()
 
 
 def test_the_head_says_what_was_counted(tmp_path: Path) -> None:

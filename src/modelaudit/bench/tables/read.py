@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from modelaudit.bench.plan import POPULATIONS
 from modelaudit.bench.tables.rows import CleanSetFacts, ModelFacts, RepairRow, ScanRow, Truth
+from modelaudit.engine.effects import WORKS_FROM
 from modelaudit.errors import ConfigError
 from modelaudit.report.json import outcome_from_record
 from modelaudit.results import ScannerResult
@@ -131,8 +132,23 @@ def _repair(record: Mapping[str, Any], where: str) -> RepairRow:
         outcome=_get(record, "outcome", str, where),
         reason=str(record.get("failure") or record.get("reason") or ""),
         is_within_budget=record.get("is_within_budget"),
+        shown=_shown(record),
         where=where,
     )
+
+
+def _shown(record: Mapping[str, Any]) -> float | None:
+    """Return what stand-ins lead after a repair; of `auto`, after the attempt that was written."""
+    effects = record.get("effects") or ()
+    for attempt in record.get("attempts") or ():
+        if attempt["id"] == record.get("chosen"):
+            effects = attempt.get("effects") or ()
+    shares = [
+        float(effect["share_after"])
+        for effect in effects
+        if effect.get("kind") == "stand_in" and effect["interval_before"][0] > WORKS_FROM
+    ]
+    return max(shares, default=None)
 
 
 def _model(record: Mapping[str, Any], where: str) -> ModelFacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelaudit.bench.tables.repair_models import models_of_repairs_table, shown_table
 from modelaudit.bench.tables.repair_outcomes import ends_of, outcomes_table, shortfall_text
 from modelaudit.bench.tables.table import (
     NOTHING,
@@ -39,20 +40,22 @@ _Cell = tuple[str, str, int, str, int]
 
 
 def repair_tables(rows: Sequence[RepairRow], papers: Papers) -> tuple[Table, ...]:
-    """Return what became of the repairs, the goals, and a table per attack; nothing without rows.
+    """Return what became of the repairs, the goals, every model, and a table per attack.
 
     Args:
-        rows: of any models; those that failed the gate are left out.
+        rows: of any models; those that failed the gate stand in the tables of every model alone.
+            Without rows there is no table.
         papers: figures to show beside.
     """
-    counting = [r for r in rows if r.truth.attack is None or r.truth.gate_passed is True]
-    if not counting:
+    if not rows:
         return ()
+    counting = [r for r in rows if r.truth.attack is None or r.truth.gate_passed is True]
     attacks: dict[tuple[bool, str], list[RepairRow]] = {}
     for row in counting:
         attacks.setdefault((row.truth.attack is not None, row.truth.name), []).append(row)
     found = [_attack_table(name, group, papers) for (_, name), group in sorted(attacks.items())]
-    return (outcomes_table(counting), goals_table(counting), *found)
+    counted = (outcomes_table(counting), goals_table(counting)) if counting else ()
+    return (*counted, models_of_repairs_table(rows), shown_table(rows), *found)
 
 
 def goals_table(rows: Sequence[RepairRow]) -> Table:

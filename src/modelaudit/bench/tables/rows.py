@@ -174,6 +174,8 @@ class RepairRow:
         reason: the need that is not met, or the error, or else what was said of the outcome.
         is_within_budget: whether the defender's held-out images lose no more than they may; None
             where nothing was repaired, and for `auto`, whose outcome says so.
+        shown: share of the defender's held-out images that stand-ins for the trigger still lead to
+            the target, the largest of all places; None where none led most of the suspect's.
         where: file and line, for messages.
     """
 
@@ -192,6 +194,7 @@ class RepairRow:
     outcome: str
     reason: str
     is_within_budget: bool | None
+    shown: float | None = None
     where: str
 
     @property
