@@ -42,6 +42,8 @@ def _enough_steps(monkeypatch: pytest.MonkeyPatch, _short_search: None) -> None:
     monkeypatch.setattr(witness, "MASK_PRICE", 20.0)
     monkeypatch.setattr(witness, "MASK_PRICE_ALONE", 20.0)
     monkeypatch.setattr(witness, "FURTHER_STEPS", 0)
+    # of 144 pixels the planted patch takes more than of 1,024
+    monkeypatch.setattr(place_search, "LARGE_PATCH", 0.3)
 
 
 def found_in(
@@ -305,7 +307,49 @@ def test_a_note_says_once_that_large_patches_were_left_out(
     heard = found_in(backdoored(), (*NAMED, finding_of(Finding.STRONG, (0,))))
     assert [[type(one) for one in w.stand_ins] for w in heard.found] == [[Warp], [Warp]]
     (note,) = heard.notes
-    assert "no more than a warp does" in note
+    assert "large patches" in note
+
+
+@pytest.mark.parametrize("pixels", [43, 44])  # three tenths of 144 are 43.2
+def test_a_large_patch_bears_no_witness_whatever_else_is_found(
+    monkeypatch: pytest.MonkeyPatch, pixels: int
+) -> None:
+    mask = torch.zeros(1, 1, SIZE, SIZE)
+    mask.view(-1)[:pixels] = 1
+    blank = torch.zeros(1, 3, SIZE, SIZE)
+    monkeypatch.setattr(
+        place_search,
+        "search_patch",
+        lambda *_given, **_settings: Patch(mask=mask, pattern=blank, success=1.0),
+    )
+    monkeypatch.setattr(place_search, "WARP_STARTS", 0)
+    found = found_in(backdoored())
+    assert bool(found.found) is (pixels == 43)
+    assert len(found.notes) == (0 if pixels == 43 else 2)
+    assert all("large patches" in note for note in found.notes[:1])
+
+
+def test_a_patch_that_grows_large_in_the_repaired_model_has_no_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = found_in(backdoored())
+    repaired = trained(is_backdoored=False)
+    (as_found,) = tried(found, repaired)
+    whole = torch.ones(1, 1, SIZE, SIZE)
+    # it shows the target class itself, which leads every model there
+    shown = pattern_images(50, 3)
+    pattern = shown[0][shown[1] == TARGET][:1]
+    monkeypatch.setattr(
+        place_search,
+        "search_patch",
+        lambda *_given, **_settings: Patch(mask=whole, pattern=pattern, success=1.0),
+    )
+    monkeypatch.setattr(place_search, "LARGE_PATCH", 1.0)
+    (heard,) = tried(found, repaired)
+    monkeypatch.setattr(place_search, "LARGE_PATCH", 0.9)
+    (unheard,) = tried(found, repaired)
+    assert unheard == as_found
+    assert heard.share_after > as_found.share_after + 0.5
 
 
 def test_what_agrees_with_the_traces_far_less_than_another_is_no_witness(

@@ -35,6 +35,13 @@ from tests.helpers.training import (
     same_state,
 )
 
+
+@pytest.fixture(autouse=True)
+def _small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the planted patch count as a trigger's: of 144 pixels it takes more than of 1,024."""
+    monkeypatch.setattr(place_search, "LARGE_PATCH", 0.3)
+
+
 QUICK = UnlearnTriggersConfig(
     starts=2, searches=1, search_steps=60, steps=60, learning_rate=0.01, crop=False, flip=False
 )
@@ -210,7 +217,7 @@ def test_patches_and_a_warp_are_searched_for_each_place(monkeypatch: pytest.Monk
     ]
 
 
-def test_large_patches_beside_a_warp_are_not_trained_against(
+def test_large_patches_are_not_trained_against(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = torch.ones(1, 3, SIZE, SIZE)
@@ -222,7 +229,7 @@ def test_large_patches_beside_a_warp_are_not_trained_against(
     monkeypatch.setattr(
         place_search,
         "search_warp",
-        lambda *_given, **_settings: Warp(flow=torch.zeros(1, 2, 4, 4), side=SIZE, success=0.9),
+        lambda *_given, **_settings: Warp(flow=torch.zeros(1, 2, 4, 4), side=SIZE, success=0.7),
     )
     bank = bank_of(copy_of(backdoored()), map_to(TARGET, CLASSES))
     bank.search_all(2)
@@ -233,7 +240,16 @@ def test_large_patches_beside_a_warp_are_not_trained_against(
     made = UnlearnTriggersRepair(QUICK).repair(
         backdoored(), pattern_data(), context=context_of(findings=NAMED)
     )
-    assert f"{QUICK.starts} large patches beside a warp left out" in made.notes[-1]
+    assert f"{QUICK.starts} large patches left out" in made.notes[-1]
+    monkeypatch.setattr(place_search, "WARP_STARTS", 0)
+    unchanged = UnlearnTriggersRepair(QUICK).repair(
+        backdoored(), pattern_data(), context=context_of(findings=NAMED)
+    )
+    assert unchanged.history == ()
+    assert (
+        f"works, {QUICK.starts} large patches left out: nothing was changed"
+        in (unchanged.notes[-1])
+    )
 
 
 def test_the_log_says_what_was_searched() -> None:

@@ -6,9 +6,11 @@ the suspect, where the backdoor is whole, is asked for what leads clean images t
 moves the channels as the traces in its statistics say that the trigger did; and that is put on
 images for the repaired model. What follows the traces is hit hardest by a repair that prunes along
 them, so each patch is also searched on for a few steps in the repaired model: what is left of the
-backdoor shows there, and what still leads the suspect's images is no new shortcut. On models whose
+backdoor shows there, and what still leads the suspect's images is no new shortcut. What takes more
+pixels than a trigger's patch does is not heard: that leads to any class. On models whose
 trigger is known the share that the worst of them leads to the target is close to the share of real
-attacks that succeed (docs/adr/0013-a-witness-after-repair.md, 0015-a-witness-goes-on.md).
+attacks that succeed (docs/adr/0013-a-witness-after-repair.md, 0015-a-witness-goes-on.md,
+0016-large-patches-bear-no-witness.md).
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ import torch
 from modelaudit.engine.effects import WORKS_FROM
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
-from modelaudit.repairs.place_search import PlaceSearch, SearchSettings, Traces, searches
+from modelaudit.repairs.place_search import (
+    PlaceSearch,
+    SearchSettings,
+    Traces,
+    is_large_patch,
+    searches,
+)
 from modelaudit.repairs.stand_ins import Patch
 from modelaudit.repairs.targets import STAYS, accusing, are_traces_opposite, label_maps
 from modelaudit.repairs.trace_match import traced_shifts
@@ -40,7 +48,7 @@ if TYPE_CHECKING:
     from modelaudit.suspect import Suspect
 
 #: Raised by every change of what is found or how it decides.
-WITNESS_VERSION = "5"
+WITNESS_VERSION = "6"
 #: Places that are searched at most, those of strong findings before others.
 MAX_PLACES = 3
 #: Searches of a patch for each place that images are led to, their steps, and the images of a step.
@@ -62,8 +70,8 @@ LEAST_SUCCESS = 0.5
 FURTHER_STEPS = 20
 
 _LARGE = (
-    "large patches lead images to a place too, no more than a warp does: they bear no witness, "
-    "for large patches lead to classes that nobody has poisoned"
+    "large patches lead images to a place too: they bear no witness, for such patches lead to "
+    "classes that nobody has poisoned"
 )
 _NO_WITNESS = (
     "no stand-in for a trigger leads the suspect's images where the scan points, if it points "
@@ -287,10 +295,11 @@ def _searched_on(
     if not len(search.images):
         return ()
     with after.borrowed():
-        return tuple(
+        further = tuple(
             search.go_on(patch, generator(seed, "witness", "further", str(place), str(index)))
             for index, patch in enumerate(patches)
         )
+    return tuple(patch for patch in further if not is_large_patch(patch))
 
 
 def _draws(seed: int, index: int) -> Callable[[Form, int], torch.Generator]:

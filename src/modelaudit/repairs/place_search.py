@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 
 #: Searches of a warp for each place.
 WARP_STARTS = 1
-#: Beside a warp that leads at least as many images, a patch of more than this share of the image is
-#: not taken for the trigger's: those take less (9 to 20 of 1,024 pixels where this is 26), and
-#: larger ones lead to classes that nobody has poisoned.
+#: A patch of more than this share of the image is not taken for the trigger's: those take less (9
+#: to 23 of 1,024 pixels where this is 26), and larger ones lead to classes nobody has poisoned.
 LARGE_PATCH = 1 / 40
+
+
+def is_large_patch(stand_in: StandIn) -> bool:
+    """Return whether it is a patch that takes more pixels than a trigger's do."""
+    return isinstance(stand_in, Patch) and stand_in.is_large(LARGE_PATCH)
 
 
 def searches(starts: int) -> int:
@@ -83,14 +87,13 @@ class Tried:
 
     Attributes:
         all: every stand-in, in order.
-        working: those that lead enough images, without the large ones.
-        large: patches that lead enough, and take more pixels than a trigger's do where a warp leads
-            at least as many.
+        working: those that lead enough images, without the large patches.
+        large: patches that lead enough, and take more pixels than a trigger's do.
     """
 
     all: tuple[StandIn, ...]
     working: tuple[StandIn, ...]
-    large: tuple[Patch, ...] = ()
+    large: tuple[StandIn, ...] = ()
 
     @classmethod
     def of(cls, tried: Sequence[StandIn], *, least_success: float) -> Tried:
@@ -101,16 +104,10 @@ class Tried:
             least_success: share of the images that one has to lead to work.
         """
         able = [one for one in tried if one.success >= least_success]
-        warped = max((one.success for one in able if isinstance(one, Warp)), default=-1.0)
-        large = [
-            one
-            for one in able
-            if isinstance(one, Patch) and one.success <= warped and one.is_large(LARGE_PATCH)
-        ]
         return cls(
             all=tuple(tried),
-            working=tuple(one for one in able if one not in large),
-            large=tuple(large),
+            working=tuple(one for one in able if not is_large_patch(one)),
+            large=tuple(filter(is_large_patch, able)),
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelaudit.repairs.place_search import PlaceSearch
+from modelaudit.repairs.place_search import PlaceSearch, Tried
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ class StandInBank:
     Attributes:
         kept: those that work.
         log: of every search.
-        large: how many of `search_all` were left out as large beside a warp, see `Tried`.
+        large: how many patches led enough images and were left out as large, see `Tried`.
     """
 
     def __init__(
@@ -109,8 +109,9 @@ class StandInBank:
         found = place.one(forms[0], self.draws)
         forms.rotate(-1)
         self._note(index, found)
-        if found.success >= self.least_success:
-            self.kept.append(found)
+        tried = Tried.of([found], least_success=self.least_success)
+        self.kept += tried.working
+        self.large += len(tried.large)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return ``(N, K)`` float32 logits of images under a stand-in of the bank."""

@@ -24,7 +24,7 @@ from modelaudit.config import require_range
 from modelaudit.repairs._distil import Distilling, teacher_of
 from modelaudit.repairs._training import TrainingConfig, latest_within, train
 from modelaudit.repairs.base import Change, Repair
-from modelaudit.repairs.place_search import SearchSettings, Traces, searches
+from modelaudit.repairs.place_search import SearchSettings, Traces, is_large_patch, searches
 from modelaudit.repairs.stand_in_bank import StandInBank
 from modelaudit.repairs.targets import (
     accusing,
@@ -74,7 +74,7 @@ class UnlearnTriggersConfig(TrainingConfig):
             leads images there.
         warp_limit: farthest that a warp moves a pixel along a side, as a share of it.
         least_success: share of images that a stand-in has to lead to the target, or it is
-            dropped; large patches beside a warp are dropped too.
+            dropped; patches of more than a fortieth of the image are dropped too.
         steps: of the training, whatever the number of images.
         trigger_weight: of the loss under stand-ins, beside that on clean images.
     """
@@ -163,7 +163,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     """
 
     id = "unlearn_triggers"
-    version = "3"
+    version = "4"
     summary = "searches stand-ins for the trigger and unlearns what they do"
     reference = "[NC19] §VI-C"
     config_type = UnlearnTriggersConfig
@@ -210,7 +210,10 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         if not bank.kept:
             return Change(
                 details={"searches": _rows(bank)},
-                notes=(*notes, "no stand-in for a trigger works: nothing was changed"),
+                notes=(
+                    *notes,
+                    f"no stand-in for a trigger works{_left_out(bank)}: nothing was changed",
+                ),
             )
         log = train(
             model,
@@ -234,6 +237,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             ),
             is_batchnorm_frozen=True,
         )
+        unlearned = f"stand-ins unlearned: {len(bank.kept)}"
         return Change(
             history=log.losses,
             details={
@@ -245,11 +249,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
             },
-            notes=(
-                *notes,
-                f"stand-ins unlearned: {len(bank.kept)} of {len(bank.log)} searched"
-                + (f", {bank.large} large patches beside a warp left out" if bank.large else ""),
-            ),
+            notes=(*notes, f"{unlearned} of {len(bank.log)} searched{_left_out(bank)}"),
         )
 
     def _bank(
@@ -329,13 +329,19 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         ease = {
             target: one.success / one.extent
             for target, one in tried.items()
-            if one.success >= config.least_success
+            if one.success >= config.least_success and not is_large_patch(one)
         }
         if not ease:
             return (), (_UNNAMED, "no class has a stand-in that works")
         guess = max(ease, key=lambda target: ease[target])
         found = f"{tried[guess]} lead {tried[guess].success:.0%} of the images there"
         return (every[guess],), (f"{_UNNAMED}: output {guess} has the easiest stand-in, {found}",)
+
+
+def _left_out(bank: StandInBank) -> str:
+    if not bank.large:
+        return ""
+    return f", {bank.large} large {'patch' if bank.large == 1 else 'patches'} left out"
 
 
 def _rows(bank: StandInBank) -> list[Json]:
