@@ -14,7 +14,6 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modelaudit.bench.cards import read_card
 from modelaudit.bench.facts import machine_facts
@@ -22,9 +21,6 @@ from modelaudit.bench.patient import Patient
 from modelaudit.bench.repair_methods import build_methods
 from modelaudit.bench.runner import find_data
 from modelaudit.registry import Registry
-
-if TYPE_CHECKING:
-    from modelaudit.bench.patient import Treated
 
 IMAGES = 500
 
@@ -46,6 +42,8 @@ def main() -> None:
         for method in build_methods(Registry("repairs").ids(), images=IMAGES):
             assert method.repair is not None
             treated = patient.repaired_by(method.repair, options.clean, images=IMAGES)
+            # four fifths of the images for repairs are worked on, the others choose
+            work = round(0.8 * int(str(treated.facts["repair_images"])))
             after = before if treated.module is None else patient.rates(treated.module)
             row = {
                 "id": card.id,
@@ -54,30 +52,17 @@ def main() -> None:
                 "seconds": treated.cost.seconds,
                 "forward": treated.cost.forward,
                 "forward_backward": treated.cost.forward_backward,
-                "work_passes": _work_passes(treated),
+                "passes_per_work_image": treated.cost.forward_backward / work,
                 "pruned": treated.pruned,
                 "acc": [before.acc, after.acc],
                 "asr": [before.asr, after.asr],
                 "is_within_budget": treated.facts["is_within_budget"],
+                "failure": treated.failure,
                 **machine_facts("cpu"),
             }
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            print(row["repair"], f"{row['seconds']:.1f} s", row["work_passes"], flush=True)
-
-
-def _work_passes(treated: Treated) -> float | None:
-    """Return forward+backward passes per work image and epoch; None without epochs."""
-    config = treated.facts["config"]
-    repair_images = treated.facts["repair_images"]
-    assert isinstance(config, dict)
-    assert isinstance(repair_images, int)
-    epochs = config.get("epochs")
-    if not epochs:
-        return None
-    # four fifths of the images for repairs are worked on, the others choose
-    work = repair_images - repair_images // 5
-    return treated.cost.forward_backward / (epochs * work)
+            print(row["repair"], f"{row['seconds']:.1f} s", treated.failure or "", flush=True)
 
 
 if __name__ == "__main__":

@@ -311,7 +311,7 @@ def test_a_note_says_once_that_large_patches_were_left_out(
 
 
 @pytest.mark.parametrize("pixels", [43, 44])  # three tenths of 144 are 43.2
-def test_a_large_patch_bears_no_witness_whatever_else_is_found(
+def test_a_large_patch_bears_no_witness_with_no_warp_beside_it(
     monkeypatch: pytest.MonkeyPatch, pixels: int
 ) -> None:
     mask = torch.zeros(1, 1, SIZE, SIZE)
@@ -325,8 +325,8 @@ def test_a_large_patch_bears_no_witness_whatever_else_is_found(
     monkeypatch.setattr(place_search, "WARP_STARTS", 0)
     found = found_in(backdoored())
     assert bool(found.found) is (pixels == 43)
-    assert len(found.notes) == (0 if pixels == 43 else 2)
-    assert all("large patches" in note for note in found.notes[:1])
+    about_large = [note for note in found.notes if "large patches" in note]
+    assert len(about_large) == (0 if pixels == 43 else 1)
 
 
 def test_a_patch_that_grows_large_in_the_repaired_model_has_no_say(

@@ -237,6 +237,10 @@ def test_large_patches_are_not_trained_against(
     bank.search(0)
     assert [type(one) for one in bank.kept] == [Warp, Warp, Warp]
     assert bank.large == 2
+    # nor what is found on the way, where no form has worked yet
+    later = bank_of(copy_of(backdoored()), map_to(TARGET, CLASSES))
+    later.search(0)
+    assert (later.kept, later.large) == ([], 1)
     made = UnlearnTriggersRepair(QUICK).repair(
         backdoored(), pattern_data(), context=context_of(findings=NAMED)
     )
@@ -250,6 +254,26 @@ def test_large_patches_are_not_trained_against(
         f"works, {QUICK.starts} large patches left out: nothing was changed"
         in (unchanged.notes[-1])
     )
+
+
+def test_a_large_patch_is_no_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = torch.zeros(1, 3, SIZE, SIZE)
+    drawn = iter(range(CLASSES))
+
+    def search(*_given: object, **_settings: object) -> Patch:
+        # one pixel more for each class: the first is the easiest
+        mask = torch.zeros(1, 1, SIZE, SIZE)
+        mask.view(-1)[: 40 + next(drawn)] = 1
+        return Patch(mask=mask, pattern=blank, success=0.9)
+
+    monkeypatch.setattr(place_search, "search_patch", search)
+    monkeypatch.setattr(place_search, "LARGE_PATCH", 39 / SIZE**2)
+    accused = (finding_of(Finding.STRONG, ()),)
+    made = UnlearnTriggersRepair(QUICK).repair(
+        backdoored(), pattern_data(), context=context_of(findings=accused)
+    )
+    assert made.history == ()
+    assert f"works, {CLASSES} large patches left out" in made.notes[1]
 
 
 def test_the_log_says_what_was_searched() -> None:

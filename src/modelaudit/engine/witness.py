@@ -7,7 +7,8 @@ moves the channels as the traces in its statistics say that the trigger did; and
 images for the repaired model. What follows the traces is hit hardest by a repair that prunes along
 them, so each patch is also searched on for a few steps in the repaired model: what is left of the
 backdoor shows there, and what still leads the suspect's images is no new shortcut. What takes more
-pixels than a trigger's patch does is not heard: that leads to any class. On models whose
+pixels than a trigger's patch does is not heard: that can lead to classes that nobody has poisoned.
+On models whose
 trigger is known the share that the worst of them leads to the target is close to the share of real
 attacks that succeed (docs/adr/0013-a-witness-after-repair.md, 0015-a-witness-goes-on.md,
 0016-large-patches-bear-no-witness.md).
@@ -70,7 +71,7 @@ LEAST_SUCCESS = 0.5
 FURTHER_STEPS = 20
 
 _LARGE = (
-    "large patches lead images to a place too: they bear no witness, for such patches lead to "
+    "large patches lead images to a place: they bear no witness, for such patches can lead to "
     "classes that nobody has poisoned"
 )
 _NO_WITNESS = (
@@ -128,7 +129,7 @@ class Witnesses:
         """Put the stand-ins on held-out images and ask both models.
 
         Patches are tried as they were found in the suspect, and as a few further steps in the
-        repaired model leave them.
+        repaired model leave them, unless these make them large.
 
         Args:
             before: the suspect.

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 #: Searches of a warp for each place.
 WARP_STARTS = 1
-#: A patch of more than this share of the image is not taken for the trigger's: those take less (9
-#: to 23 of 1,024 pixels where this is 26), and larger ones lead to classes nobody has poisoned.
+#: A patch of more than this share of the image is not taken for the trigger's: nearly all of those
+#: take less (9 to 23 of 1,024 pixels where this is 26, and one 32), and larger ones lead to classes
+#: that nobody has poisoned (31 to 50).
 LARGE_PATCH = 1 / 40
 
 

@@ -96,7 +96,7 @@ class StandInBank:
     def search(self, index: int) -> None:
         """Search once more for one place, of a form that worked there, of each in turn.
 
-        A patch where none did. What is found is kept if it works.
+        A patch where none did. What is found is kept if it works and is no large patch.
 
         Args:
             index: of the place.

@@ -332,7 +332,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             if one.success >= config.least_success and not is_large_patch(one)
         }
         if not ease:
-            return (), (_UNNAMED, "no class has a stand-in that works")
+            return (), (_UNNAMED, f"no class has a stand-in that works{_left_out(bank)}")
         guess = max(ease, key=lambda target: ease[target])
         found = f"{tried[guess]} lead {tried[guess].success:.0%} of the images there"
         return (every[guess],), (f"{_UNNAMED}: output {guess} has the easiest stand-in, {found}",)

@@ -483,6 +483,17 @@ def test_every_model_has_a_line_with_what_each_repair_did_and_what_is_shown_of_i
         ),
         repair_row(facts("clean"), "nad", acc=(0.94, 0.94), effects=[]),
         repair_row(weak, "nad", acc=(0.9, 0.89), asr=(0.5, 0.1), is_within_budget=False),
+        # an older row, and one of which nothing was written
+        repair_row(
+            weak,
+            "auto",
+            acc=(0.9, 0.9),
+            asr=(0.5, 0.5),
+            outcome="not_written",
+            chosen=None,
+            attempts=[{"id": "prune_mbns"}, {"id": "unlearn_triggers", "effects": [stand_in(0.6)]}],
+        ),
+        repair_row(facts("unjudged", attack="wanet", target=0, gate=None), "nad", acc=(0.9, 0.9)),
     ]
     report = report_of(tmp_path, rows)
 
@@ -490,9 +501,17 @@ def test_every_model_has_a_line_with_what_each_repair_did_and_what_is_shown_of_i
     assert table(report, "repair_models").rows == (
         ("clean", "94.0 %", "–", "+0.0"),
         ("b_1", "94.0 % / 100.0 %", "-1.0 / 2.0 (4)", "-2.0 / 30.0 (20)"),
-        ("weak †", "90.0 % / 50.0 %", "–", "-1.0 / 10.0, over budget"),
+        ("weak †", "90.0 % / 50.0 %", "+0.0 / 50.0, refused", "-1.0 / 10.0, over budget"),
+        ("unjudged †", "90.0 %", "–", "+0.0"),
     )
-    assert [r["shown_after"] for r in records(report, "repair_models")] == ["", "0.04", "0.2", ""]
+    assert [r["shown_after"] for r in records(report, "repair_models")] == [
+        "",
+        "0.04",
+        "0.2",
+        "",
+        "",
+        "",
+    ]
 
 
 def test_what_stand_ins_show_is_held_against_the_attacks_that_succeed(tmp_path: Path) -> None:

@@ -120,6 +120,42 @@ def test_repairs_are_read_beside_scans(tmp_path: Path) -> None:
     assert (repair.name, repair.passes, repair.pruned) == ("nad@paper_code", 150, 7)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_equal_repairs_the_faster_one_counts(tmp_path: Path, order: int) -> None:
+    about = facts("a", attack="blend", target=0)
+    rows = [
+        repair_row(about, "nad", acc=(0.8, 0.79), asr=(0.99, 0.02)) | {"seconds": seconds}
+        for seconds in (3.0, 5.0)
+    ]
+    _, (repair,) = read_rows([write(tmp_path / "rows", rows[::order])])
+    assert repair.seconds == 3.0
+
+
+def test_what_stand_ins_show_is_part_of_a_result(tmp_path: Path) -> None:
+    about = facts("a", attack="blend", target=0)
+    rows = [
+        repair_row(
+            about,
+            "nad",
+            acc=(0.8, 0.79),
+            asr=(0.99, 0.02),
+            effects=[{"kind": "stand_in", "interval_before": [0.9, 1.0], "share_after": share}],
+        )
+        for share in (0.1, 0.2)
+    ]
+    with pytest.raises(ConfigError, match="repair 'a' by 'nad' with different results"):
+        read_rows([write(tmp_path / "rows", rows)])
+
+
+@pytest.mark.parametrize(
+    "effect", [{"kind": "stand_in"}, {"kind": "stand_in", "interval_before": None}, 3]
+)
+def test_effects_of_another_form_are_refused(tmp_path: Path, effect: object) -> None:
+    row = repair_row(facts("a", attack="blend", target=0), "nad", acc=(0.8, 0.79), effects=[effect])
+    with pytest.raises(ConfigError, match="expected effects of a repair in line 1"):
+        read_rows([write(tmp_path / "rows", [row])])
+
+
 def test_two_results_of_one_repair_are_refused(tmp_path: Path) -> None:
     about = facts("a", attack="badnets", target=0)
     rows = [repair_row(about, "nad", acc=(0.8, after), asr=(0.99, 0.02)) for after in (0.79, 0.78)]

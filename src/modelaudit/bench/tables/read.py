@@ -41,7 +41,8 @@ def read_rows(paths: Iterable[Path]) -> tuple[tuple[ScanRow, ...], tuple[RepairR
                         f"{repairs[key].where} and {where} repair {repair.model.id!r} by "
                         f"{repair.name!r} with different results; give one of them"
                     )
-                repairs[key] = repair
+                if key not in repairs or repair.seconds < repairs[key].seconds:
+                    repairs[key] = repair
                 continue
             row = _scan(record, where)
             measured = _without_times(record.get("result"))
@@ -132,22 +133,31 @@ def _repair(record: Mapping[str, Any], where: str) -> RepairRow:
         outcome=_get(record, "outcome", str, where),
         reason=str(record.get("failure") or record.get("reason") or ""),
         is_within_budget=record.get("is_within_budget"),
-        shown=_shown(record),
+        shown=_shown(record, where),
         where=where,
     )
 
 
-def _shown(record: Mapping[str, Any]) -> float | None:
-    """Return what stand-ins lead after a repair; of `auto`, after the attempt that was written."""
+def _shown(record: Mapping[str, Any], where: str) -> float | None:
+    """Return what stand-ins lead after a repair; of `auto`, after the attempt that was written.
+
+    Those count that led most of the suspect's images, as `modelaudit.engine.effects.is_powerful`
+    has it.
+    """
     effects = record.get("effects") or ()
     for attempt in record.get("attempts") or ():
-        if attempt["id"] == record.get("chosen"):
+        if attempt.get("id") == record.get("chosen"):
             effects = attempt.get("effects") or ()
-    shares = [
-        float(effect["share_after"])
-        for effect in effects
-        if effect.get("kind") == "stand_in" and effect["interval_before"][0] > WORKS_FROM
-    ]
+    try:
+        shares = [
+            float(effect["share_after"])
+            for effect in effects
+            if effect.get("kind") == "stand_in" and effect["interval_before"][0] > WORKS_FROM
+        ]
+    except (AttributeError, KeyError, TypeError, IndexError) as err:
+        raise ConfigError(
+            f"expected effects of a repair in {where}, found others: {err!r}"
+        ) from err
     return max(shares, default=None)
 
 
@@ -205,7 +215,7 @@ def _without_times(value: object) -> object:
 
 def _facts(row: RepairRow) -> tuple[object, ...]:
     rates = (row.acc_before, row.acc_after, row.asr_before, row.asr_after)
-    return (*rates, row.pruned, row.outcome, row.is_within_budget)
+    return (*rates, row.pruned, row.outcome, row.is_within_budget, row.shown)
 
 
 def _check_versions(rows: tuple[ScanRow, ...]) -> None:

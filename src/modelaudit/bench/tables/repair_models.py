@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from modelaudit.bench.tables.rows import RepairRow
     from modelaudit.bench.tables.table import Value
 
-#: what is left of an attack if it succeeds on more images than this, and is shown if more are led
+#: Share of images. An attack that succeeds on more is left after a repair; it is shown if stand-ins
+#: lead more.
 LEFT_FROM = 0.1
-#: behind the id of a model whose attack did not pass the gate
+#: behind the id of a model whose attack did not pass the gate, or was not judged
 MISSED = " \N{DAGGER}"
 
 
@@ -34,7 +35,7 @@ def models_of_repairs_table(rows: Sequence[RepairRow]) -> Table:
         first = next(iter(made.values()))
         lines.append(
             (
-                id_ + (MISSED if first.truth.gate_passed is False else ""),
+                id_ + (MISSED if _has_missed(first) else ""),
                 _rates(percent(first.acc_before), first.asr_before),
                 *(_cell(made.get(name)) for name in names),
             )
@@ -49,9 +50,10 @@ def models_of_repairs_table(rows: Sequence[RepairRow]) -> Table:
         notes=(
             (
                 "Points of accuracy on test images / ASR after, in %, and in brackets the share of "
-                "held-out images that stand-ins for the trigger lead to the target, which is what "
-                "the defender sees of it; behind each repair the number of its clean images. "
-                f"{MISSED.strip()}: the attack did not pass the gate, and counts in no other table."
+                "held-out images that stand-ins for the trigger still lead, at the place where "
+                "that is largest, before the control is subtracted. Behind each "
+                f"repair the number of its clean images. {MISSED.strip()}: the attack did not pass "
+                "the gate, or was not judged; such models count here and in the next table alone."
             ),
         ),
     )
@@ -72,7 +74,7 @@ def shown_table(rows: Sequence[RepairRow]) -> Table:
     for name, group in (*sorted(groups.items()), *((("all", every),) if every else ())):
         low, high = min(group, key=_beyond), max(group, key=_beyond)
         left = [row for row in group if (row.asr_after or 0.0) > LEFT_FROM]
-        gone = [row for row in group if row not in left]
+        gone = [row for row in group if (row.asr_after or 0.0) <= LEFT_FROM]
         missed = [row for row in left if (row.shown or 0.0) <= LEFT_FROM]
         feared = [row for row in gone if (row.shown or 0.0) > LEFT_FROM]
         distance = mean([abs(_beyond(row)) for row in group])
@@ -80,10 +82,10 @@ def shown_table(rows: Sequence[RepairRow]) -> Table:
             "repair": name,
             "repairs": len(group),
             "distance_mean": distance,
-            "too_low_most": _beyond(low),
-            "too_low_model": low.model.id,
-            "too_high_most": _beyond(high),
-            "too_high_model": high.model.id,
+            "lowest": _beyond(low),
+            "lowest_model": low.model.id,
+            "highest": _beyond(high),
+            "highest_model": high.model.id,
             "left": len(left),
             "left_not_shown": len(missed),
             "gone": len(gone),
@@ -119,10 +121,15 @@ def shown_table(rows: Sequence[RepairRow]) -> Table:
             (
                 "Share of held-out images that stand-ins lead to the target, less the ASR on test "
                 "images. *Left* are repairs after which more than a tenth of the attacks succeed, "
-                "*gone* the others; *shown* is what leads more than a tenth."
+                "*gone* the others; *shown* is what leads more than a tenth. Models whose attack "
+                "did not pass the gate count too."
             ),
         ),
     )
+
+
+def _has_missed(row: RepairRow) -> bool:
+    return row.truth.attack is not None and row.truth.gate_passed is not True
 
 
 def _place(row: RepairRow) -> tuple[bool, str, str]:

@@ -43,7 +43,7 @@ def repair_tables(rows: Sequence[RepairRow], papers: Papers) -> tuple[Table, ...
     """Return what became of the repairs, the goals, every model, and a table per attack.
 
     Args:
-        rows: of any models; those that failed the gate stand in the tables of every model alone.
+        rows: of any models; those that failed the gate count in the two tables of all models alone.
             Without rows there is no table.
         papers: figures to show beside.
     """

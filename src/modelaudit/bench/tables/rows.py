@@ -175,7 +175,8 @@ class RepairRow:
         is_within_budget: whether the defender's held-out images lose no more than they may; None
             where nothing was repaired, and for `auto`, whose outcome says so.
         shown: share of the defender's held-out images that stand-ins for the trigger still lead to
-            the target, the largest of all places; None where none led most of the suspect's.
+            the target, the largest of all places; None where none led most of the suspect's, where
+            nothing was changed, and in rows of `auto` that are older than this.
         where: file and line, for messages.
     """
 
@@ -194,7 +195,7 @@ class RepairRow:
     outcome: str
     reason: str
     is_within_budget: bool | None
-    shown: float | None = None
+    shown: float | None
     where: str
 
     @property
