@@ -21,6 +21,7 @@ from modelaudit.bench.patient import Patient
 from modelaudit.bench.repair_methods import build_methods
 from modelaudit.bench.runner import find_data
 from modelaudit.registry import Registry
+from modelaudit.repairs.data import VALIDATION_FRACTION
 
 IMAGES = 500
 
@@ -42,8 +43,9 @@ def main() -> None:
         for method in build_methods(Registry("repairs").ids(), images=IMAGES):
             assert method.repair is not None
             treated = patient.repaired_by(method.repair, options.clean, images=IMAGES)
-            # four fifths of the images for repairs are worked on, the others choose
-            work = round(0.8 * int(str(treated.facts["repair_images"])))
+            given = treated.facts["repair_images"]
+            assert isinstance(given, int)
+            work = given - round(VALIDATION_FRACTION * given)  # the others choose
             after = before if treated.module is None else patient.rates(treated.module)
             row = {
                 "id": card.id,

@@ -165,6 +165,16 @@ def repair_row(
     }
 
 
+def stand_in(after: float, *, before: float = 0.9, kind: str = "stand_in") -> dict[str, Any]:
+    """Return an effect whose lower bound in the suspect is a tenth below its share there."""
+    return {
+        "kind": kind,
+        "share_before": before,
+        "interval_before": [before - 0.1, 1.0],
+        "share_after": after,
+    }
+
+
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write rows as JSON Lines and return the path."""
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")

@@ -8,9 +8,9 @@ images for the repaired model. What follows the traces is hit hardest by a repai
 them, so each patch is also searched on for a few steps in the repaired model: what is left of the
 backdoor shows there, and what still leads the suspect's images is no new shortcut. What takes more
 pixels than a trigger's patch does is not heard: that can lead to classes that nobody has poisoned.
-On models whose
-trigger is known the share that the worst of them leads to the target is close to the share of real
-attacks that succeed (docs/adr/0013-a-witness-after-repair.md, 0015-a-witness-goes-on.md,
+On models whose trigger is known the share that the worst of them leads to the target is seldom far
+below the share of real attacks that succeed, and often above it
+(docs/adr/0013-a-witness-after-repair.md, 0015-a-witness-goes-on.md,
 0016-large-patches-bear-no-witness.md).
 """
 

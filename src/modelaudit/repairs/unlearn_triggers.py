@@ -237,7 +237,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             ),
             is_batchnorm_frozen=True,
         )
-        unlearned = f"stand-ins unlearned: {len(bank.kept)}"
+        unlearned = f"{len(bank.kept)} of {len(bank.log)} searched{_left_out(bank)}"
         return Change(
             history=log.losses,
             details={
@@ -249,7 +249,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
             },
-            notes=(*notes, f"{unlearned} of {len(bank.log)} searched{_left_out(bank)}"),
+            notes=(*notes, f"stand-ins unlearned: {unlearned}"),
         )
 
     def _bank(

@@ -19,6 +19,7 @@ from tests.helpers.bench_rows import (
     result,
     scan_rows,
     skipped,
+    stand_in,
     write,
 )
 
@@ -442,16 +443,6 @@ def test_what_became_of_every_repair_is_counted_with_its_reasons(tmp_path: Path)
         "nad": "1 over budget, 2 refused, 1 failed",
     }
     assert records(report, "repair_badnets")[1]["over_budget"] == "1"
-
-
-def stand_in(after: float, *, before: float = 0.9, kind: str = "stand_in") -> dict[str, Any]:
-    """Return an effect whose lower bound in the suspect is a tenth below its share there."""
-    return {
-        "kind": kind,
-        "share_before": before,
-        "interval_before": [before - 0.1, 1.0],
-        "share_after": after,
-    }
 
 
 def test_every_model_has_a_line_with_what_each_repair_did_and_what_is_shown_of_it(

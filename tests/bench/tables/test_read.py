@@ -7,7 +7,7 @@ import pytest
 
 from modelaudit.bench.tables import read_rows
 from modelaudit.errors import ConfigError
-from tests.helpers.bench_rows import facts, nothing, repair_row, result, scan_rows, write
+from tests.helpers.bench_rows import facts, nothing, repair_row, result, scan_rows, stand_in, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,14 +134,7 @@ def test_of_two_equal_repairs_the_faster_one_counts(tmp_path: Path, order: int) 
 def test_what_stand_ins_show_is_part_of_a_result(tmp_path: Path) -> None:
     about = facts("a", attack="blend", target=0)
     rows = [
-        repair_row(
-            about,
-            "nad",
-            acc=(0.8, 0.79),
-            asr=(0.99, 0.02),
-            effects=[{"kind": "stand_in", "interval_before": [0.9, 1.0], "share_after": share}],
-        )
-        for share in (0.1, 0.2)
+        repair_row(about, "nad", acc=(0.8, 0.79), effects=[stand_in(share)]) for share in (0.1, 0.2)
     ]
     with pytest.raises(ConfigError, match="repair 'a' by 'nad' with different results"):
         read_rows([write(tmp_path / "rows", rows)])
@@ -151,7 +144,11 @@ def test_what_stand_ins_show_is_part_of_a_result(tmp_path: Path) -> None:
     "effect", [{"kind": "stand_in"}, {"kind": "stand_in", "interval_before": None}, 3]
 )
 def test_effects_of_another_form_are_refused(tmp_path: Path, effect: object) -> None:
-    row = repair_row(facts("a", attack="blend", target=0), "nad", acc=(0.8, 0.79), effects=[effect])
+    about = facts("a", attack="blend", target=0)
+    row = repair_row(about, "nad", acc=(0.8, 0.79), effects=[effect])
+    with pytest.raises(ConfigError, match="expected effects of a repair in line 1"):
+        read_rows([write(tmp_path / "rows", [row])])
+    row = repair_row(about, "auto", acc=(0.8, 0.79), attempts=[3])
     with pytest.raises(ConfigError, match="expected effects of a repair in line 1"):
         read_rows([write(tmp_path / "rows", [row])])
 

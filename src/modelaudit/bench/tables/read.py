@@ -145,16 +145,16 @@ def _shown(record: Mapping[str, Any], where: str) -> float | None:
     has it.
     """
     effects = record.get("effects") or ()
-    for attempt in record.get("attempts") or ():
-        if attempt.get("id") == record.get("chosen"):
-            effects = attempt.get("effects") or ()
     try:
+        for attempt in record.get("attempts") or ():
+            if attempt.get("id") == record.get("chosen"):
+                effects = attempt.get("effects") or ()
         shares = [
             float(effect["share_after"])
             for effect in effects
             if effect.get("kind") == "stand_in" and effect["interval_before"][0] > WORKS_FROM
         ]
-    except (AttributeError, KeyError, TypeError, IndexError) as err:
+    except (AttributeError, LookupError, TypeError, ValueError) as err:
         raise ConfigError(
             f"expected effects of a repair in {where}, found others: {err!r}"
         ) from err
