@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from modelaudit.repair_results import (
     RepairOutcome,
     RepairReport,
 )
+from modelaudit.results import Verdict, VerdictRecord
 from tests.helpers.engine import install, scanner_class
 from tests.helpers.fake_repairs import (
     accusing,
@@ -77,6 +79,20 @@ def test_every_model_is_judged_anew_with_all_that_were_measured() -> None:
     assert records[0].budget is not None
     assert records[0].budget.judged_drop == pytest.approx(0.01 + 0.8463 * 0.0158, abs=1e-5)
     assert not records[0].budget.is_within
+
+
+def test_only_models_that_stand_alike_share_their_luck() -> None:
+    clean = replace(
+        tried(AT_THE_BUDGET, "clean").record,
+        verdict=VerdictRecord(verdict=Verdict.CLEAN, reason_code="", reason=""),
+    )
+    attempts = judge([tried(BELOW), Attempt(record=clean), tried(DEAR)], max_accuracy_drop=0.02)
+    assert [a.record.budget and a.record.budget.models for a in attempts] == [2, 1, 2]
+    assert [a.is_within_budget for a in attempts] == [True, True, False]
+    # A second clean one competes with the first.
+    attempts = judge([*attempts, Attempt(record=clean)], max_accuracy_drop=0.02)
+    assert [a.record.budget and a.record.budget.models for a in attempts] == [2, 2, 2, 2]
+    assert not attempts[1].is_within_budget
 
 
 def test_an_attempt_without_a_proof_is_never_within() -> None:
@@ -206,12 +222,25 @@ def test_a_repair_alone_passes_at_the_budget(run: Any) -> None:
     assert "cannot show this" in report.reason
 
 
-def test_the_third_of_three_does_not_pass_by_luck(run: Any) -> None:
-    report = run(("leave", "leave", "cut"), DEAR, DEAR, AT_THE_BUDGET)
+def test_the_third_of_three_that_repair_nothing_does_not_pass_by_luck(run: Any) -> None:
+    report = run(("leave", "leave", "leave"), DEAR, DEAR, AT_THE_BUDGET)
     assert (report.outcome, report.exit_status) == (RepairOutcome.NOT_WRITTEN, 5)
     assert report.reason_code == "MA-R505"
     assert [a.budget.models for a in report.attempts] == [3, 3, 3]
     assert "4.1 with the luck of 3 tries" in report.reason
+
+
+def test_the_only_clean_one_of_three_is_judged_by_its_plain_estimate(run: Any) -> None:
+    report = run(("leave", "leave", "cut"), DEAR, DEAR, AT_THE_BUDGET)
+    assert report.outcome is RepairOutcome.REPAIRED
+    assert [a.budget.models for a in report.attempts] == [2, 2, 1]
+    assert report.attempts[2].is_chosen
+
+
+def test_the_second_clean_one_does_not_pass_by_luck(run: Any) -> None:
+    report = run(("cut", "cut", "leave"), DEAR, AT_THE_BUDGET, DEAR)
+    assert report.outcome is RepairOutcome.NOT_WRITTEN
+    assert [a.budget.models for a in report.attempts] == [2, 2, 1]
 
 
 def test_what_cannot_be_tried_is_no_try(run: Any) -> None:
@@ -221,8 +250,9 @@ def test_what_cannot_be_tried_is_no_try(run: Any) -> None:
 
 
 def test_a_third_that_is_good_enough_with_luck_passes(run: Any) -> None:
-    report = run(("leave", "leave", "cut"), DEAR, DEAR, proof_of(lost=5, won=4))
+    report = run(("cut", "cut", "cut"), DEAR, DEAR, proof_of(lost=5, won=4))
     assert report.outcome is RepairOutcome.REPAIRED
+    assert report.attempts[2].budget.models == 3
     assert report.attempts[2].is_chosen
 
 
@@ -235,7 +265,7 @@ def test_at_the_end_the_first_is_judged_with_the_luck_of_all(run: Any) -> None:
 
 
 def test_force_writes_and_says_what_was_allowed(run: Any) -> None:
-    report = run(("leave", "leave", "cut"), DEAR, DEAR, AT_THE_BUDGET, is_forced=True)
+    report = run(("cut", "cut", "cut"), DEAR, DEAR, AT_THE_BUDGET, is_forced=True)
     assert report.outcome is RepairOutcome.REPAIRED
     assert report.attempts[2].is_chosen
     assert "more than the 2.0 allowed by this estimate" in report.reason

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelaudit.bench.scan import method_sha256
+from modelaudit.engine.budget import BUDGET_VERSION
 from modelaudit.engine.components import build_repair, build_scanners
 from modelaudit.engine.repair import AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE
 from modelaudit.engine.witness import WITNESS_VERSION
@@ -109,6 +110,7 @@ def _auto_sha256() -> str:
     record = {
         **_effects_record(),
         "repairs": {r.full_id: method_sha256(r) for r in repairs},
+        "budget": BUDGET_VERSION,
         "order": [AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE],
     }
     return _digest(record)

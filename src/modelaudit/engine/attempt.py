@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modelaudit import architectures
-from modelaudit.engine.effects import deciding, effects, noise_effects
+from modelaudit.engine.effects import deciding, effects, leads_nowhere, noise_effects
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
 from modelaudit.engine.scan import audit, search_dtype
 from modelaudit.errors import UnmetNeedError
@@ -72,6 +72,15 @@ class Attempt:
         """Whether re-scan and artefacts together say backdoored."""
         verdict = self.record.verdict
         return verdict is not None and verdict.verdict is Verdict.BACKDOORED
+
+    @property
+    def standing(self) -> tuple[bool, bool, bool]:
+        """What it leaves of the backdoor, whatever it costs; what is smaller is better.
+
+        Re-scan not clean, backdoored, an artefact that leads somewhere.
+        """
+        leads = not all(leads_nowhere(effect) for effect in deciding(self.record.effects))
+        return (not self.is_clean, self.is_backdoored, leads)
 
 
 def attempt(

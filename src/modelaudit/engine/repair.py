@@ -9,7 +9,6 @@ from modelaudit.checkpoint.write import check_can_keep_format
 from modelaudit.engine.attempt import attempt
 from modelaudit.engine.budget import cost_sentence, judge, refusal_sentence
 from modelaudit.engine.components import build_repair, build_scanners
-from modelaudit.engine.effects import deciding, leads_nowhere
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.repair_images import repair_images
 from modelaudit.engine.repaired import Repaired
@@ -215,15 +214,9 @@ def _choose(attempts: Sequence[Attempt], *, is_forced: bool) -> Attempt | None:
     """
     allowed = [a for a in attempts if a.tensors is not None and (a.is_within_budget or is_forced)]
 
-    def rank(a: Attempt) -> tuple[bool, bool, bool, bool, float]:
+    def rank(a: Attempt) -> tuple[bool, tuple[bool, bool, bool], float]:
         assert a.record.proof is not None
-        return (
-            not a.is_within_budget,
-            not a.is_clean,
-            a.is_backdoored,
-            not all(leads_nowhere(effect) for effect in deciding(a.record.effects)),
-            a.record.proof.accuracy_drop,
-        )
+        return (not a.is_within_budget, a.standing, a.record.proof.accuracy_drop)
 
     return min(allowed, key=rank, default=None)
 

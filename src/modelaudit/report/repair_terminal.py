@@ -195,13 +195,14 @@ def _losses(judged: list[RepairAttempt]) -> Iterator[RenderableType]:
             "-" if settled is None else f"~{settled:,} images",
         )
     yield table
-    budget = judged[0].budget
-    assert budget is not None
-    if budget.models > 1:
+    lucks = {a.budget.models: a.budget.luck for a in judged if a.budget and a.budget.models > 1}
+    if lucks:
+        errors = " and ".join(f"{luck:.2f}" for _, luck in sorted(lucks.items()))
+        models = " and ".join(str(count) for count in sorted(lucks))
         yield Text(
-            f"with luck: the luckiest of {budget.models} models measured on the same images looks "
-            f"better than it is, by about {budget.luck:.2f} standard errors. Added to what was "
-            "lost, they are what the budget is asked of."
+            f"with luck: the luckiest of {models} models whose re-scans say the same looks better "
+            f"than it is, by about {errors} standard errors. Added to what was lost, they are what "
+            "the budget is asked of."
         )
 
 
