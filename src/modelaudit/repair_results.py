@@ -135,8 +135,9 @@ class BudgetCheck:
     """A repaired model beside the accuracy budget; losses are fractions of the held-out images.
 
     Attributes:
-        models: how many models were measured on the same held-out images and stand where this one
-            stands, itself included: their re-scans say the same, so that the loss decides.
+        models: from how many models measured on the same held-out images the loss chooses, this one
+            included: those whose re-scans say the same, unless that is clean; of clean ones the
+            first within the budget is taken.
         luck: by how many standard errors the luckiest of so many looks better than it is, on
             average; 0 for one.
         judged_drop: the loss plus `luck` standard errors, which is compared with the budget.

@@ -81,18 +81,26 @@ def test_every_model_is_judged_anew_with_all_that_were_measured() -> None:
     assert not records[0].budget.is_within
 
 
-def test_only_models_that_stand_alike_share_their_luck() -> None:
+def test_what_is_not_chosen_by_its_loss_needs_no_luck() -> None:
     clean = replace(
         tried(AT_THE_BUDGET, "clean").record,
         verdict=VerdictRecord(verdict=Verdict.CLEAN, reason_code="", reason=""),
     )
-    attempts = judge([tried(BELOW), Attempt(record=clean), tried(DEAR)], max_accuracy_drop=0.02)
-    assert [a.record.budget and a.record.budget.models for a in attempts] == [2, 1, 2]
-    assert [a.is_within_budget for a in attempts] == [True, True, False]
-    # A second clean one competes with the first.
-    attempts = judge([*attempts, Attempt(record=clean)], max_accuracy_drop=0.02)
-    assert [a.record.budget and a.record.budget.models for a in attempts] == [2, 2, 2, 2]
-    assert not attempts[1].is_within_budget
+    doubtful = replace(
+        tried(BELOW, "doubtful").record,
+        verdict=VerdictRecord(verdict=Verdict.INCONCLUSIVE, reason_code="", reason=""),
+    )
+    backdoored = replace(
+        tried(BELOW, "backdoored").record,
+        verdict=VerdictRecord(verdict=Verdict.BACKDOORED, reason_code="", reason=""),
+    )
+    attempts = judge(
+        [Attempt(record=r) for r in (doubtful, clean, doubtful, clean, backdoored)],
+        max_accuracy_drop=0.02,
+    )
+    # Equals that are not clean are chosen from by their losses; of clean ones the first is taken.
+    assert [a.record.budget and a.record.budget.models for a in attempts] == [2, 1, 2, 1, 1]
+    assert [a.is_within_budget for a in attempts] == [True, True, True, True, True]
 
 
 def test_an_attempt_without_a_proof_is_never_within() -> None:
@@ -230,17 +238,11 @@ def test_the_third_of_three_that_repair_nothing_does_not_pass_by_luck(run: Any) 
     assert "4.1 with the luck of 3 tries" in report.reason
 
 
-def test_the_only_clean_one_of_three_is_judged_by_its_plain_estimate(run: Any) -> None:
-    report = run(("leave", "leave", "cut"), DEAR, DEAR, AT_THE_BUDGET)
+def test_a_clean_one_is_judged_by_its_plain_estimate_whatever_came_before(run: Any) -> None:
+    report = run(("leave", "cut", "cut"), DEAR, DEAR, AT_THE_BUDGET)
     assert report.outcome is RepairOutcome.REPAIRED
-    assert [a.budget.models for a in report.attempts] == [2, 2, 1]
-    assert report.attempts[2].is_chosen
-
-
-def test_the_second_clean_one_does_not_pass_by_luck(run: Any) -> None:
-    report = run(("cut", "cut", "leave"), DEAR, AT_THE_BUDGET, DEAR)
-    assert report.outcome is RepairOutcome.NOT_WRITTEN
-    assert [a.budget.models for a in report.attempts] == [2, 2, 1]
+    assert [a.budget.models for a in report.attempts] == [1, 1, 1]
+    assert [a.is_chosen for a in report.attempts] == [False, False, True]
 
 
 def test_what_cannot_be_tried_is_no_try(run: Any) -> None:
@@ -250,8 +252,8 @@ def test_what_cannot_be_tried_is_no_try(run: Any) -> None:
 
 
 def test_a_third_that_is_good_enough_with_luck_passes(run: Any) -> None:
-    report = run(("cut", "cut", "cut"), DEAR, DEAR, proof_of(lost=5, won=4))
-    assert report.outcome is RepairOutcome.REPAIRED
+    report = run(("leave", "leave", "leave"), DEAR, DEAR, proof_of(lost=5, won=4))
+    assert report.outcome is RepairOutcome.STILL_BACKDOORED
     assert report.attempts[2].budget.models == 3
     assert report.attempts[2].is_chosen
 
@@ -265,8 +267,8 @@ def test_at_the_end_the_first_is_judged_with_the_luck_of_all(run: Any) -> None:
 
 
 def test_force_writes_and_says_what_was_allowed(run: Any) -> None:
-    report = run(("cut", "cut", "cut"), DEAR, DEAR, AT_THE_BUDGET, is_forced=True)
-    assert report.outcome is RepairOutcome.REPAIRED
+    report = run(("leave", "leave", "leave"), DEAR, DEAR, AT_THE_BUDGET, is_forced=True)
+    assert report.outcome is RepairOutcome.STILL_BACKDOORED
     assert report.attempts[2].is_chosen
     assert "more than the 2.0 allowed by this estimate" in report.reason
     assert "(--force)" in report.reason

@@ -49,7 +49,7 @@ def repair(
         float,
         typer.Option(
             help="Clean accuracy that the repair may cost on held-out images, as a fraction; of "
-            "several tries that repair as well, with their luck added.",
+            "tries that only the loss tells apart, with their luck.",
             metavar="X",
         ),
     ] = 0.02,

@@ -1,10 +1,10 @@
 """The accuracy budget: what the held-out images show of a loss, and the luck of several tries.
 
-Of several models measured on the same images the best one looks better than it is, if it is chosen
-because it looks best. Between models that the re-scan judges differently it decides, and their
-losses do not compete. So an attempt is judged with as many others as stand where it stands, and
-judged again when there is one more; the reasons are in ``docs/adr/0012-accuracy-budget.md`` and
-``docs/adr/0017-luck-among-equals.md``.
+Of several models measured on the same images the one that lost least looks better than it is, if it
+is taken because it lost least. The first one whose re-scan is clean is not: what came before it was
+refused, and its own loss decides alone. So an attempt is judged with as many others as it is chosen
+from by its loss, and judged again when there is one more; the reasons are in
+``docs/adr/0012-accuracy-budget.md`` and ``docs/adr/0017-first-or-least.md``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def judge(attempts: Sequence[Attempt], *, max_accuracy_drop: float) -> tuple[Att
                 attempt.record,
                 budget=check_budget(
                     attempt.record.proof,
-                    models=rivals[attempt.standing],
+                    models=1 if attempt.is_clean else rivals[attempt.standing],
                     max_accuracy_drop=max_accuracy_drop,
                 ),
             ),
@@ -60,8 +60,8 @@ def check_budget(proof: Measurements, *, models: int, max_accuracy_drop: float) 
 
     Args:
         proof: on held-out images.
-        models: how many models were measured on them between which the loss decides, this one
-            included; at least 1.
+        models: from how many models measured on them the loss chooses, this one included; at least
+            1.
         max_accuracy_drop: the budget, a fraction.
     """
     luck = expected_largest(models)
