@@ -142,3 +142,22 @@ def test_a_choice_has_to_hold_on_the_work_images_too() -> None:
     removal = remove(suspect, data, leads, candidates=[("norm", 0)])
     assert removal.neurons == ()
     assert removal.refused == 1
+
+
+def test_the_guard_passes_every_image_once_and_asks_the_validation_images_first() -> None:
+    suspect, data, _ = backdoored()
+    guard = Guard(suspect, data, repair_context(), max_drop=0.01, max_images=10**6)
+    everything = len(data.images)
+    before = suspect.passes.forward
+    assert guard.holds([("norm", 5)])
+    assert suspect.passes.forward - before == everything
+    before = suspect.passes.forward
+    assert not guard.holds([("norm", 0)])
+    assert suspect.passes.forward - before == len(data.validation)
+
+
+def test_without_candidates_nothing_goes() -> None:
+    suspect, data, suspicion = backdoored()
+    removal = remove(suspect, data, suspicion, candidates=[])
+    assert removal.neurons == ()
+    assert removal.stop == "no candidate is left"

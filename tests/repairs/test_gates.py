@@ -30,6 +30,19 @@ def test_gradients_are_those_of_one_image_after_another(build: Callable[[], nn.M
     torch.testing.assert_close(square, single.square().mean(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("build", NETS)
+def test_gradients_at_some_sites_are_those_of_all_sites(build: Callable[[], nn.Module]) -> None:
+    suspect = models.suspect_of(build())
+    images = models.images(3)
+    mean, square = gate_gradients(suspect, images, first, batch_size=8)
+    last = suspect.sites[-1]
+    some, some_square = gate_gradients(suspect, images, first, batch_size=8, sites=(last,))
+    torch.testing.assert_close(some[-last.channels :], mean[-last.channels :])
+    torch.testing.assert_close(some_square[-last.channels :], square[-last.channels :])
+    assert not some[: -last.channels].any()
+    assert len(some) == len(mean)
+
+
 def test_a_gradient_is_the_slope_of_closing_the_gate() -> None:
     suspect = models.suspect_of(models.tiny_plain())
     images = models.images(4)

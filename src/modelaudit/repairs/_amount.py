@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Absorbs the rounding of accuracies and their difference, far less than any image.
 ROUNDING = 1e-9
+#: Images together on a CPU: the maps of more leave its caches, which costs a third of the time.
+_CPU_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +81,34 @@ def accuracy_without(
         part: indices of the images to look at; the validation part if omitted.
     """
     rows = data.validation if part is None else part
+    return float(right_without(model, neurons, data, context, mode=mode, part=rows).double().mean())
+
+
+def right_without(
+    model: Suspect,
+    neurons: Sequence[Neuron],
+    data: RepairData,
+    context: RepairContext,
+    *,
+    part: Tensor,
+    mode: PruneMode = PruneMode.ZERO,
+) -> Tensor:
+    """Return of which images prediction = label when `neurons` are pruned, ``(len(part),)`` bool.
+
+    Args:
+        model: the copy, in eval mode.
+        neurons: what would be pruned.
+        data: the clean images.
+        context: gives the batch size.
+        part: indices of the images to look at.
+        mode: how they would be pruned.
+    """
+    size = context.batch_size
+    if model.device.type == "cpu":
+        size = min(size, _CPU_BATCH)
     with model.edited(edits_without(model, neurons, mode)):
-        predictions = model.predict(data.images[rows], batch_size=context.batch_size)
-    return float((predictions == data.labels[rows]).double().mean())
+        predictions = model.predict(data.images[part], batch_size=size)
+    return predictions == data.labels[part]
 
 
 def affordable(

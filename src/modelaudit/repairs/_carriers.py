@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from modelaudit.repairs._amount import ROUNDING, accuracy_without
+from modelaudit.repairs._amount import ROUNDING, right_without
 from modelaudit.repairs._gates import gate_gradients
 from modelaudit.scanners._channels import prune_edits
 from modelaudit.seeds import generator
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from modelaudit.repairs.data import RepairData
     from modelaudit.repairs.pruning import Neuron
     from modelaudit.results import Json
-    from modelaudit.suspect import Suspect
+    from modelaudit.suspect import Site, Suspect
 
 #: How a removal ends that has reached its aim.
 GONE = "the suspicious predictions are gone"
@@ -196,6 +196,9 @@ class _Search:
         self.max_remaining = max_remaining
         self.dtype = dtype
         self.names = [(s.name, k) for s in model.sites for k in range(s.channels)]
+        named = {name for name, _ in candidates}
+        #: where gradients are asked for: none flow back beyond the first of these
+        self.sites = tuple(s for s in model.sites if s.name in named) or model.sites
         self.index = {neuron: i for i, neuron in enumerate(self.names)}
         self.allowed = torch.zeros(len(self.names), dtype=torch.bool)
         self.allowed[[self.index[neuron] for neuron in candidates]] = True
@@ -207,8 +210,8 @@ class _Search:
         self.allowed[self.index[neuron]] = False
 
     def look(self, pruned: Sequence[Neuron]) -> tuple[Tensor, float]:
-        """Return every neuron's benefit, and the share of images with their prediction."""
-        return _benefits(self.model, pruned, self.suspicion, dtype=self.dtype)
+        """Return every candidate's benefit, and the share of images with their prediction."""
+        return _benefits(self.model, pruned, self.suspicion, sites=self.sites, dtype=self.dtype)
 
     def ahead(
         self, chosen: Sequence[Neuron], benefits: Tensor, remaining: float, *, max_neurons: int
@@ -270,13 +273,14 @@ class Guard:
         rest = rest[torch.randperm(len(rest), generator=draws)]
         self.everything = torch.cat([data.validation, rest])[:max_images]
         allowed = min(max_drop, context.max_accuracy_drop)
-        self.accuracy = self._on((), self.everything)
-        self.floor = self.accuracy - allowed - ROUNDING
         # One image of a small part says nothing: all images together decide.
         self.quick = self.everything[: len(data.validation)]
-        self.is_quick_useful = len(self.quick) < len(self.everything)
+        self.rest = self.everything[len(data.validation) :]
+        right = self._right((), self.everything)
+        self.accuracy = float(right.double().mean())
+        self.floor = self.accuracy - allowed - ROUNDING
         quick = max(allowed, 1 / len(self.quick))
-        self.quick_floor = self._on((), self.quick) - quick - ROUNDING
+        self.quick_floor = float(right[: len(self.quick)].double().mean()) - quick - ROUNDING
 
     def cut(self, pruned: Sequence[Neuron], path: Sequence[Neuron]) -> int:
         """Return how many of `path`, from its front, are to go beside `pruned`.
@@ -292,16 +296,19 @@ class Guard:
 
     def holds(self, neurons: Sequence[Neuron]) -> bool:
         """Return whether all guarding images together keep their accuracy."""
-        if self.is_quick_useful and self._on(neurons, self.quick) < self.quick_floor:
-            return False
-        seen = self._on(neurons, self.everything)
+        right = self._right(neurons, self.quick)
+        if len(self.rest):
+            if float(right.double().mean()) < self.quick_floor:
+                return False
+            right = torch.cat([right, self._right(neurons, self.rest)])
+        seen = float(right.double().mean())
         if seen < self.floor:
             return False
         self.accuracy = seen
         return True
 
-    def _on(self, neurons: Sequence[Neuron], part: Tensor) -> float:
-        return accuracy_without(self.model, neurons, self.data, self.context, part=part)
+    def _right(self, neurons: Sequence[Neuron], part: Tensor) -> Tensor:
+        return right_without(self.model, neurons, self.data, self.context, part=part)
 
 
 def _benefits(
@@ -309,9 +316,13 @@ def _benefits(
     pruned: Sequence[Neuron],
     suspicion: Suspicion,
     *,
+    sites: Sequence[Site],
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, float]:
-    """Return every neuron's benefit, and the share of images with their suspicious prediction."""
+    """Return neurons' benefit, and the share of images with their suspicious prediction.
+
+    Neurons outside `sites` have none.
+    """
     targets = suspicion.targets.to(model.device)
     kept: list[Tensor] = []
 
@@ -327,6 +338,6 @@ def _benefits(
         model.autocast(dtype),
     ):
         benefits, _ = gate_gradients(
-            model, suspicion.images, margin, batch_size=len(suspicion.images)
+            model, suspicion.images, margin, batch_size=len(suspicion.images), sites=sites
         )
     return benefits, float(torch.cat(kept).double().mean())

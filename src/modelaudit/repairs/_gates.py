@@ -17,20 +17,24 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def gates(model: Suspect, count: int) -> Generator[list[Tensor]]:
+def gates(
+    model: Suspect, count: int, *, sites: Sequence[Site] | None = None
+) -> Generator[list[Tensor]]:
     """Multiply every neuron's output by a gate of its own for each image of a batch.
 
     Args:
         model: the copy, in eval mode.
         count: images in the batch that is to be run.
+        sites: where gates are wanted; all sites if omitted.
 
     Yields:
         One tensor of ones ``(count, D)`` per site, in their order, that records gradients.
     """
-    made = [torch.ones(count, s.channels, device=model.device) for s in model.sites]
+    gated = model.sites if sites is None else sites
+    made = [torch.ones(count, s.channels, device=model.device) for s in gated]
     handles = []
     try:
-        for site, gate in zip(model.sites, made, strict=True):
+        for site, gate in zip(gated, made, strict=True):
             gate.requires_grad_(True)
             layer = model.module.get_submodule(site.name)
             handles.append(layer.register_forward_hook(_gated(site, gate)))
@@ -55,6 +59,7 @@ def gate_gradients(
     objective: Callable[[Tensor, Tensor], Tensor],
     *,
     batch_size: int,
+    sites: Sequence[Site] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean over images of each gate's gradient, and of its square.
 
@@ -64,18 +69,21 @@ def gate_gradients(
         objective: logits ``(n, K)`` and the rows ``(n,)`` of `images` that they belong to, to one
             value per image.
         batch_size: images computed together; in eval mode no image changes another's gradient.
+        sites: some of the model's, in their order, at least one; the gradients of others are not
+            asked for, and are 0. All sites if omitted.
 
     Returns:
         Two tensors ``(D_total,)`` float64, CPU, the sites one after another.
     """
-    channels = sum(site.channels for site in model.sites)
-    total = torch.zeros(channels, dtype=torch.float64)
+    wanted = {site.name for site in (model.sites if sites is None else sites)}
+    asked = torch.cat([torch.full((s.channels,), s.name in wanted) for s in model.sites])
+    total = torch.zeros(len(asked), dtype=torch.float64)
     squares = torch.zeros_like(total)
     for rows in torch.arange(len(images)).split(batch_size):
-        with torch.enable_grad(), gates(model, len(rows)) as made:
+        with torch.enable_grad(), gates(model, len(rows), sites=sites) as made:
             values = objective(model.logits(images[rows]), rows)
             gradients: Sequence[Tensor] = torch.autograd.grad(values.sum(), made)
         joined = torch.cat(list(gradients), 1).double().cpu()
-        total += joined.sum(0)
-        squares += joined.square().sum(0)
+        total[asked] += joined.sum(0)
+        squares[asked] += joined.square().sum(0)
     return total / len(images), squares / len(images)
