@@ -136,8 +136,8 @@ class BudgetCheck:
 
     Attributes:
         models: from how many models measured on the same held-out images the loss chooses, this one
-            included: those whose re-scans say the same, unless that is clean; of clean ones the
-            first within the budget is taken.
+            included: those that leave as much of the backdoor, unless the re-scan is clean; of
+            clean ones the first within the budget is taken.
         luck: by how many standard errors the luckiest of so many looks better than it is, on
             average; 0 for one.
         judged_drop: the loss plus `luck` standard errors, which is compared with the budget.

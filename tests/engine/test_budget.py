@@ -13,6 +13,7 @@ from modelaudit.engine.attempt import Attempt
 from modelaudit.engine.budget import check_budget, cost_sentence, judge, refusal_sentence
 from modelaudit.repair_results import (
     BudgetState,
+    Effect,
     Measurements,
     RepairAttempt,
     RepairOutcome,
@@ -101,6 +102,32 @@ def test_what_is_not_chosen_by_its_loss_needs_no_luck() -> None:
     # Equals that are not clean are chosen from by their losses; of clean ones the first is taken.
     assert [a.record.budget and a.record.budget.models for a in attempts] == [2, 1, 2, 1, 1]
     assert [a.is_within_budget for a in attempts] == [True, True, True, True, True]
+
+
+def test_of_models_within_the_budget_the_one_is_better_that_leaves_less() -> None:
+    def leaving(share: float, **fields: Any) -> Attempt:
+        effect = Effect(
+            scanner="mbns",
+            artefact="a stand-in",
+            target=1,
+            images=500,
+            share_before=1.0,
+            share_after=share,
+            interval_before=(0.99, 1.0),
+            interval_after=(share, share),
+            control_share=0.02,
+            kind="stand_in",
+            **fields,
+        )
+        return Attempt(record=replace(tried(BELOW).record, effects=(effect,)))
+
+    assert leaving(0.3).standing < leaving(0.7).standing
+    # What differs by less than a tenth, leads nowhere, or may not decide, does not count.
+    assert leaving(0.71).standing == leaving(0.74).standing
+    assert leaving(0.05).standing == leaving(0.02).standing == (True, False, 0.0)
+    assert leaving(0.9, is_deciding=False).standing == (True, False, 0.0)
+    attempts = judge([leaving(0.3), leaving(0.7), leaving(0.71)], max_accuracy_drop=0.02)
+    assert [a.record.budget and a.record.budget.models for a in attempts] == [1, 2, 2]
 
 
 def test_an_attempt_without_a_proof_is_never_within() -> None:

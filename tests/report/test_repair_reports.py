@@ -102,9 +102,9 @@ def test_the_page_shows_what_the_images_can_say_of_the_loss() -> None:
     ]
     assert all("Points lost on the held-out images; 2.0 allowed" in text for text in texts)
     assert "prune_mbns 2.0 -2.9 to 6.9 4.1 over open ~4,900 images" in texts[0]
-    assert "of 3 models whose re-scans say the same, the one that lost least" in texts[0]
+    assert "of 3 models that leave as much of the backdoor" in texts[0]
     assert "prune_mbns 2.0 -2.9 to 6.9 2.0 within open ~4,900 images" in texts[1]
-    assert "lost least" not in texts[1]
+    assert "as much of the backdoor" not in texts[1]
     chain = dataclasses.replace(several, id="finetune_noise", goes_on_from=("prune_recover",))
     page = render_repair(dataclasses.replace(repaired(), attempts=(chain,)))
     assert "-2.9 to 6.9        4.1  over    open      ~4,900 images" in page

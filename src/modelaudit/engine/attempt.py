@@ -74,13 +74,19 @@ class Attempt:
         return verdict is not None and verdict.verdict is Verdict.BACKDOORED
 
     @property
-    def standing(self) -> tuple[bool, bool, bool]:
+    def standing(self) -> tuple[bool, bool, float]:
         """What it leaves of the backdoor, whatever it costs; what is smaller is better.
 
-        Re-scan not clean, backdoored, an artefact that leads somewhere.
+        Whether the re-scan is not clean, whether it is backdoored, and the largest share that an
+        artefact that may decide still leads somewhere, beyond its controls: to a tenth, for less
+        says nothing of the attack (docs/results.md).
         """
-        leads = not all(leads_nowhere(effect) for effect in deciding(self.record.effects))
-        return (not self.is_clean, self.is_backdoored, leads)
+        left = [
+            effect.share_beyond_control
+            for effect in self.record.effects
+            if effect.is_deciding and not leads_nowhere(effect)
+        ]
+        return (not self.is_clean, self.is_backdoored, round(max(left, default=0.0), 1))
 
 
 def attempt(

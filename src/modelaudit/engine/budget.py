@@ -2,8 +2,9 @@
 
 Of several models measured on the same images the one that lost least looks better than it is, if it
 is taken because it lost least. The first one whose re-scan is clean is not: what came before it was
-refused, and its own loss decides alone. So an attempt is judged with as many others as it is chosen
-from by its loss, and judged again when there is one more; the reasons are in
+refused, and its own loss decides alone. Of others the one is taken that leaves least of the
+backdoor, and only where that is equal the loss decides. So an attempt is judged with as many others
+as it is chosen from by its loss, and judged again when there is one more; the reasons are in
 ``docs/adr/0012-accuracy-budget.md`` and ``docs/adr/0017-first-or-least.md``.
 """
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from modelaudit.engine.attempt import Attempt
     from modelaudit.repair_results import Measurements, RepairAttempt
 
-#: Goes up with what the budget is asked of, for the rows of `bench repair`.
-BUDGET_VERSION = "2"
+#: Goes up with what is written of several attempts, for the rows of `bench repair`.
+BUDGET_VERSION = "3"
 #: Equal to the last bit of a float: a loss of exactly the budget is within it.
 ROUNDING = 1e-9
 

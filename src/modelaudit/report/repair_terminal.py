@@ -200,9 +200,9 @@ def _losses(judged: list[RepairAttempt]) -> Iterator[RenderableType]:
         errors = " and ".join(f"{luck:.2f}" for _, luck in sorted(lucks.items()))
         models = " and ".join(str(count) for count in sorted(lucks))
         yield Text(
-            f"with luck: of {models} models whose re-scans say the same, the one that lost least "
-            f"looks better than it is, by about {errors} standard errors. Added to what was lost, "
-            "they are what the budget is asked of."
+            f"with luck: of {models} models that leave as much of the backdoor, the one that lost "
+            f"least looks better than it is, by about {errors} standard errors. Added to what was "
+            "lost, they are what the budget is asked of."
         )
 
 
