@@ -1,15 +1,22 @@
-"""Simulate the accuracy budget of `auto`: who looks better than he is, the first or the least?
+"""Simulate the accuracy budget of `auto`: which model looks better than it is, and by how much?
 
-    python benchmarks/first_or_least.py
+    python benchmarks/first_or_least.py [benchmarks/results/repairs.jsonl]
 
 Three repairs lose what is drawn for them; held-out images measure it with a standard error of 0.85
 points, whose errors go together (all models meet the same images). A model is written that was
 measured as within 2 points. For each rule: how often one is written, how much better a written one
 looks than it is (points), and how many of the written ones are truly over the budget. Table of
-``docs/adr/0017-first-or-least.md``.
+``docs/adr/0017-first-or-least.md``. Of rows of `bench repair` it prints how far the errors of two
+repairs of one model go together.
 """
 
 from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 
@@ -18,8 +25,35 @@ BUDGET, ERROR, DRAWS = 2.0, 0.85, 400_000
 LUCK = (0.0, 0.564, 0.846)
 
 
+def print_correlations(path: Path) -> None:
+    """Print the correlation of errors, (loss on held-out images - on test images)/standard error.
+
+    Uncentred, for an error is 0 on average by construction; once per number of held-out images.
+    """
+    errors: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        proof = row.get("proof")
+        if row["method"] == "auto" or not proof or not proof["standard_error"]:
+            continue
+        held_out = proof["accuracy_before"] - proof["accuracy_after"]
+        error = held_out - (row["acc_before"] - row["acc_after"])
+        key = (proof["images"], row["key"]["checkpoint_sha256"])
+        errors[key].append(error / proof["standard_error"])
+    for images in sorted({images for images, _ in errors}):
+        groups = [group for (count, _), group in errors.items() if count == images]
+        products = [a * b for group in groups for a, b in itertools.combinations(group, 2)]
+        variance = np.mean(np.square(np.concatenate(groups)))
+        print(
+            f"{images} held-out images: correlation {np.mean(products) / variance:.2f} over "
+            f"{len(products)} pairs on {len(groups)} models"
+        )
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table, and the correlations of the rows that are given."""
+    for path in sys.argv[1:]:
+        print_correlations(Path(path))
     draws = np.random.default_rng(0)
     losses = {
         "0.3 to 4": draws.uniform(0.3, 4.0, (DRAWS, 3)),

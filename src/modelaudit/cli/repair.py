@@ -48,8 +48,8 @@ def repair(
     max_accuracy_drop: Annotated[
         float,
         typer.Option(
-            help="Clean accuracy that the repair may cost on held-out images, as a fraction; of "
-            "tries that only the loss tells apart, with their luck.",
+            help="Clean accuracy that the repair may cost on held-out images, as a fraction; "
+            "where the cheapest of equals is taken, with an allowance for its luck.",
             metavar="X",
         ),
     ] = 0.02,

@@ -74,19 +74,19 @@ class Attempt:
         return verdict is not None and verdict.verdict is Verdict.BACKDOORED
 
     @property
-    def standing(self) -> tuple[bool, bool, float]:
+    def standing(self) -> tuple[bool, bool, bool, float]:
         """What it leaves of the backdoor, whatever it costs; what is smaller is better.
 
-        Whether the re-scan is not clean, whether it is backdoored, and the largest share that an
-        artefact that may decide still leads somewhere, beyond its controls: to a tenth, for less
-        says nothing of the attack (docs/results.md).
+        Whether the re-scan is not clean, whether it is backdoored, whether an artefact that may
+        decide still leads anywhere, and the largest share that one leads beyond its controls:
+        rounded to a tenth, for less says nothing of the attack (docs/results.md). Where stand-ins
+        for the trigger may decide, the share is theirs: a push leads somewhere in every network.
         """
-        left = [
-            effect.share_beyond_control
-            for effect in self.record.effects
-            if effect.is_deciding and not leads_nowhere(effect)
-        ]
-        return (not self.is_clean, self.is_backdoored, round(max(left, default=0.0), 1))
+        decide = [effect for effect in self.record.effects if effect.is_deciding]
+        shown = [effect for effect in decide if effect.kind == "stand_in"] or decide
+        left = [e.share_beyond_control for e in shown if not leads_nowhere(e)]
+        leads = not all(leads_nowhere(effect) for effect in decide)
+        return (not self.is_clean, self.is_backdoored, leads, round(max(left, default=0.0), 1))
 
 
 def attempt(
@@ -158,11 +158,18 @@ def attempt(
     record = replace(
         changed,
         proof=proof,
-        effects=(
-            *_witnessed(witnesses, suspect, after, images, seed=request.scan.seed),
-            *effects(
-                findings, suspect, after, images.proof, images.proof_labels, seed=request.scan.seed
-            ),
+        effects=_marked(
+            (
+                *_witnessed(witnesses, suspect, after, images, seed=request.scan.seed),
+                *effects(
+                    findings,
+                    suspect,
+                    after,
+                    images.proof,
+                    images.proof_labels,
+                    seed=request.scan.seed,
+                ),
+            )
         ),
     )
     stopwatch.lap(f"measure {repair.id}")
@@ -233,16 +240,21 @@ def _scanned_again(
         are_weights_trained=is_training,
     )
     have_drifted = are_kept and is_training
-    decide = deciding(tried, have_weights_drifted=have_drifted)
     return replace(
         record,
-        effects=tuple(replace(effect, is_deciding=effect in decide) for effect in tried),
+        effects=_marked(tried, have_weights_drifted=have_drifted),
         after=summary,
         explained=explained,
         verdict=read_rescan(
             summary, tried, explained, repaired, request.scan, have_weights_drifted=have_drifted
         ),
     )
+
+
+def _marked(tried: tuple[Effect, ...], *, have_weights_drifted: bool = False) -> tuple[Effect, ...]:
+    """Return effects that say whether a verdict may rest on them."""
+    decide = deciding(tried, have_weights_drifted=have_weights_drifted)
+    return tuple(replace(effect, is_deciding=effect in decide) for effect in tried)
 
 
 def _witnessed(

@@ -4,8 +4,9 @@ Of several models measured on the same images the one that lost least looks bett
 is taken because it lost least. The first one whose re-scan is clean is not: what came before it was
 refused, and its own loss decides alone. Of others the one is taken that leaves least of the
 backdoor, and only where that is equal the loss decides. So an attempt is judged with as many others
-as it is chosen from by its loss, and judged again when there is one more; the reasons are in
-``docs/adr/0012-accuracy-budget.md`` and ``docs/adr/0017-first-or-least.md``.
+as it is chosen from by its loss, and judged again when there is one more. (With ``--force`` the
+cheapest of clean ones over the budget may be written: it is over it by its own loss.) The reasons
+are in ``docs/adr/0012-accuracy-budget.md`` and ``docs/adr/0017-first-or-least.md``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from modelaudit.engine.attempt import Attempt
     from modelaudit.repair_results import Measurements, RepairAttempt
 
-#: Goes up with what is written of several attempts, for the rows of `bench repair`.
+#: Goes up with what is written of several attempts, for the rows of `bench repair`; those before
+#: there was a number are of ADR 0012.
 BUDGET_VERSION = "3"
 #: Equal to the last bit of a float: a loss of exactly the budget is within it.
 ROUNDING = 1e-9

@@ -209,15 +209,18 @@ def _conclude(
 def _choose(attempts: Sequence[Attempt], *, is_forced: bool) -> Attempt | None:
     """Return the best attempt that may be written.
 
-    Order: within budget, re-scan clean, not backdoored, least that an artefact still leads
-    somewhere, least accuracy lost: what is within the budget is not cheapened at the price of the
-    backdoor.
+    Order: within budget, re-scan clean, not backdoored, no artefact that leads anywhere, least that
+    one leads, least accuracy lost. What is within the budget is not made cheaper at the price of
+    the backdoor; over it (``--force``) the share is not asked, for a wreck follows no artefact.
     """
     allowed = [a for a in attempts if a.tensors is not None and (a.is_within_budget or is_forced)]
 
-    def rank(a: Attempt) -> tuple[bool, tuple[bool, bool, float], float]:
+    def rank(a: Attempt) -> tuple[bool, tuple[bool, ...], float, float]:
         assert a.record.proof is not None
-        return (not a.is_within_budget, a.standing, a.record.proof.accuracy_drop)
+        *words, share = a.standing
+        if not a.is_within_budget:
+            share = 0.0
+        return (not a.is_within_budget, tuple(words), share, a.record.proof.accuracy_drop)
 
     return min(allowed, key=rank, default=None)
 

@@ -197,12 +197,11 @@ def _losses(judged: list[RepairAttempt]) -> Iterator[RenderableType]:
     yield table
     lucks = {a.budget.models: a.budget.luck for a in judged if a.budget and a.budget.models > 1}
     if lucks:
-        errors = " and ".join(f"{luck:.2f}" for _, luck in sorted(lucks.items()))
-        models = " and ".join(str(count) for count in sorted(lucks))
+        models = max(lucks)
         yield Text(
             f"with luck: of {models} models that leave as much of the backdoor, the one that lost "
-            f"least looks better than it is, by about {errors} standard errors. Added to what was "
-            "lost, they are what the budget is asked of."
+            f"least looks better than it is, by about {lucks[models]:.2f} standard errors. Added "
+            "to what was lost, they are what the budget is asked of."
         )
 
 
