@@ -113,7 +113,7 @@ class TraceConfig:
         # A round may end with a single channel.
         rounds = 2 + int(self.max_fraction * channels)
         shown = min(self.images, len(data.work))
-        guarding = min(self.guard_images, len(data.images)) + len(data.validation)
+        guarding = min(self.guard_images, len(data.images))
         # A choice that costs too much is cut down to a quarter until a single channel is left.
         guards = 2 + (rounds + self.max_refused) * (2 + (2 * self.step).bit_length() // 2)
         probes = 1 + len(suspect.sites).bit_length()
