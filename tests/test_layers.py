@@ -32,16 +32,17 @@ NOUNS = {
 #: What a room may import besides the nouns: only what lies below it.
 ROOMS = {
     "functional": set[str](),
+    "hardware": set[str](),
     "checkpoint": set[str](),
     "architectures": set[str](),
     "cleanset": set[str](),
     "fit": {"architectures", "cleanset", "functional"},
-    "suspect": {"functional"},
+    "suspect": {"functional", "hardware"},
     "component": {"suspect"},
     "scanners": {"component", "functional", "suspect"},
     # A repair prunes by the statistic of the scanner that points at the channels.
-    "repairs": {"component", "functional", "scanners", "suspect"},
-    "attacks": {"functional", "suspect"},
+    "repairs": {"component", "functional", "hardware", "scanners", "suspect"},
+    "attacks": {"functional", "hardware", "suspect"},
     "verdict": set[str](),
     # A rate is measured for the very rule that decides, on outcomes kept as reports keep them.
     "calibration": {"functional", "report", "verdict"},
@@ -57,6 +58,7 @@ ROOMS = {
         "verdict",
         "calibration",
         "functional",
+        "hardware",
     },
     "fleet": {"engine", "verdict", "report"},
     "bench": {
@@ -73,6 +75,7 @@ ROOMS = {
         "verdict",
         "calibration",
         "functional",
+        "hardware",
     },
     "cli": {"attacks", "bench", "calibration", "engine", "fleet", "report"},
     # The package itself re-exports; nothing below may go through it.

@@ -50,6 +50,26 @@ def make_attack(id_: str | None) -> Attack[Any] | None:
     return None
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_training_runs_in_the_dtype_that_the_hardware_computes_fast_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None
+) -> None:
+    monkeypatch.setattr("modelaudit.bench.train.fast_dtype", lambda _device: dtype)
+    seen: set[torch.dtype] = set()
+
+    def watch(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        seen.add(output.dtype)
+
+    def build(*arguments: Any, **keywords: Any) -> nn.Module:
+        model = build_model(*arguments, **keywords)
+        model.get_submodule("conv1").register_forward_hook(watch)
+        return model
+
+    monkeypatch.setattr("modelaudit.bench.train.build_model", build)
+    train(tiny_plan(epochs=1), tiny_data(), None, state_path=tmp_path / "state")
+    assert seen == {dtype or torch.float32}
+
+
 @pytest.mark.parametrize("attack_id", [None, "badnets", "iad"])
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, attack_id: str | None

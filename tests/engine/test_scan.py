@@ -13,7 +13,7 @@ import torch
 from modelaudit.calibration import Circumstances, Population, ScannedModel, build
 from modelaudit.calibration import dumps as dumps_populations
 from modelaudit.engine import ScanRequest
-from modelaudit.engine.scan import adjusted_p_values, confident, scan, search_dtype
+from modelaudit.engine.scan import adjusted_p_values, confident, scan
 from modelaudit.errors import ConfigError
 from modelaudit.progress import NoProgress
 from modelaudit.report import dumps, to_document, without_seconds
@@ -368,26 +368,6 @@ def test_progress_is_reported_by_stage(paths: tuple[Path, Path]) -> None:
     scan(request(paths, scanners=("mbns",)), progress=Recorder())
     n = len(FOLDERS) * PER_FOLDER
     assert done["profile"] == [n, n]
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({}, None),
-        ({"avx512_bf16": False, "amx_bf16": False}, None),
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True}, torch.bfloat16),
-    ],
-)
-def test_searches_run_in_bfloat16_where_the_processor_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: torch.dtype | None
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert search_dtype(torch.device("cpu")) is expected
-
-
-def test_searches_run_in_bfloat16_on_a_gpu() -> None:
-    assert search_dtype(torch.device("cuda")) is torch.bfloat16
 
 
 def test_unsure_unlabelled_images_leave_the_search_set_and_labelled_ones_stay() -> None:

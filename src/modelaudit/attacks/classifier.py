@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from modelaudit.hardware import fast_format
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
@@ -18,7 +20,7 @@ class Classifier:
     Args:
         module: takes normalised images.
         normalise: maps images in [0, 1] to what `module` takes.
-        is_bfloat16: whether convolutions run in bfloat16 (training) or float32.
+        dtype: of convolutions and matrix products; None is float32.
 
     Attributes:
         outputs: what the observed layers put out in the latest call, with gradients, by name.
@@ -29,18 +31,20 @@ class Classifier:
         module: nn.Module,
         *,
         normalise: Callable[[Tensor], Tensor],
-        is_bfloat16: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.module = module
         self.normalise = normalise
-        self.is_bfloat16 = is_bfloat16
+        self.dtype = dtype
         self.outputs: dict[str, Tensor] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` in [0, 1] to logits ``(N, K)``, float32."""
         self.outputs.clear()
-        inputs = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.is_bfloat16):
+        layout = fast_format(self.module, images.device)
+        inputs = self.normalise(images).contiguous(memory_format=layout)
+        enabled = self.dtype is not None
+        with torch.autocast(images.device.type, dtype=self.dtype, enabled=enabled):
             logits: Tensor = self.module(inputs)
         return logits.float()
 

@@ -21,9 +21,10 @@ from modelaudit.engine.budget import cost_sentence, judge
 from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Opened, Stopwatch, open_suspect
 from modelaudit.engine.repair_images import RepairImages, repair_images
-from modelaudit.engine.scan import audit, search_dtype
+from modelaudit.engine.scan import audit
 from modelaudit.engine.witness import Witnesses, find_witnesses
 from modelaudit.errors import TooFewImagesError
+from modelaudit.hardware import fast_dtype
 from modelaudit.progress import NoProgress
 from modelaudit.repair_results import ScanSummary
 from modelaudit.report.json import plain
@@ -253,7 +254,7 @@ class Patient:
                 parts.data,
                 self._scan(request).scanners,
                 seed=self.seed,
-                dtype=search_dtype(opened.suspect.device),
+                dtype=fast_dtype(opened.suspect.device),
                 progress=NoProgress(),
             )
         return self._witnesses[clean]

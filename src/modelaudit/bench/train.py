@@ -26,6 +26,7 @@ from modelaudit.bench.batches import draw_poison, prepare_batch
 from modelaudit.bench.models import make_module
 from modelaudit.bench.state import Training, load_state, save_state
 from modelaudit.errors import ConfigError
+from modelaudit.hardware import fast_dtype, fast_format
 from modelaudit.preprocessing import PRESETS, Preprocessing
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def train(
     model = build_model(plan, num_classes=len(data.classes), in_channels=data.shape[0])
     if initial is not None:
         _start_from(model, initial, plan.id)
-    model.to(device).to(memory_format=torch.channels_last)
+    model.to(device).to(memory_format=fast_format(model, device))
     groups: list[dict[str, object]] = [{"params": list(model.parameters())}]
     groups += [dict(group) for group in (attack.extra_parameters() if attack else ())]
     optimiser = torch.optim.SGD(
@@ -199,7 +200,7 @@ def train(
         done = replace(done, is_prepared=True, seconds=time.perf_counter() - started)
         save_state(state_path, plan, done, training)
 
-    classifier = Classifier(model, normalise=to_input, is_bfloat16=True)
+    classifier = Classifier(model, normalise=to_input, dtype=fast_dtype(device))
     model.train()
     for epoch in range(done.epochs, plan.epochs):
         started = time.perf_counter()

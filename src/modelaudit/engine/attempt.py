@@ -10,8 +10,9 @@ import torch
 from modelaudit import architectures
 from modelaudit.engine.effects import deciding, effects, leads_nowhere, noise_effects
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
-from modelaudit.engine.scan import audit, search_dtype
+from modelaudit.engine.scan import audit
 from modelaudit.errors import UnmetNeedError
+from modelaudit.hardware import fast_dtype
 from modelaudit.repair_results import RepairAttempt, ScanSummary
 from modelaudit.repairs import RepairContext, measure
 from modelaudit.results import Verdict
@@ -132,7 +133,7 @@ def attempt(
         seed=request.scan.seed,
         progress=progress,
         max_accuracy_drop=request.max_accuracy_drop,
-        search_dtype=search_dtype(suspect.device),
+        search_dtype=fast_dtype(suspect.device),
         pruned=None if onto is None else onto.mask,
         accuracy_before=None if onto is None else _accuracy(suspect, images.data),
     )
@@ -274,7 +275,7 @@ def _witnessed(
         images.proof_labels,
         data=images.data,
         seed=seed,
-        dtype=search_dtype(after.device),
+        dtype=fast_dtype(after.device),
     )
 
 

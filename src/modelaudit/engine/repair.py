@@ -12,10 +12,11 @@ from modelaudit.engine.components import build_repair, build_scanners
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.repair_images import repair_images
 from modelaudit.engine.repaired import Repaired
-from modelaudit.engine.scan import audit, search_dtype
+from modelaudit.engine.scan import audit
 from modelaudit.engine.versions import versions
 from modelaudit.engine.witness import find_witnesses
 from modelaudit.errors import ConfigError, TooFewImagesError
+from modelaudit.hardware import fast_dtype
 from modelaudit.repair_results import RepairAttempt, RepairOutcome, RepairReport, ScanSummary
 from modelaudit.repairs.targets import accusing
 from modelaudit.results import Cost, ExitStatus, Verdict
@@ -110,7 +111,7 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
                 images.data,
                 before.scanners,
                 seed=request.scan.seed,
-                dtype=search_dtype(opened.suspect.device),
+                dtype=fast_dtype(opened.suspect.device),
                 progress=progress,
             )
             stopwatch.lap("search stand-ins")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from modelaudit import calibration
 from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.run import run_scanners
 from modelaudit.engine.versions import versions
 from modelaudit.functional.statistics import holm
+from modelaudit.hardware import fast_dtype
 from modelaudit.results import Cost, FailedScan, ScannerResult, ScanReport, SkippedScan
 from modelaudit.suspect import profile
 from modelaudit.verdict import EXIT_STATUS, decide
@@ -27,18 +26,6 @@ if TYPE_CHECKING:
     from modelaudit.progress import Progress
     from modelaudit.results import ScanOutcome
     from modelaudit.scanners.base import CleanImages, Scanner
-
-
-def search_dtype(device: torch.device) -> torch.dtype | None:
-    """Return bfloat16 where the hardware multiplies it faster than float32, else None.
-
-    Searches run in it; whatever is measured afterwards runs in float32.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16
-    capabilities = torch.cpu.get_capabilities()
-    has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if has_bf16 else None
 
 
 def confident(clean: CleanImages, logits: Tensor) -> CleanImages:
@@ -141,7 +128,7 @@ def audit(
             seed=request.seed,
             progress=progress,
             budget_seconds=request.budget_seconds,
-            search_dtype=search_dtype(suspect.device),
+            search_dtype=fast_dtype(suspect.device),
         )
         stopwatch.lap("scanners")
     else:

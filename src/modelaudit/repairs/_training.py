@@ -16,6 +16,7 @@ from torch import nn
 
 from modelaudit.config import require_range
 from modelaudit.errors import RepairError
+from modelaudit.hardware import fast_format
 from modelaudit.repairs._augment import Augmentation, augment, choose_augmentation
 from modelaudit.repairs._batchnorm import set_batchnorm_training
 from modelaudit.seeds import generator
@@ -234,7 +235,7 @@ def train(
     Raises:
         RepairError: the loss is not finite.
     """
-    module = model.module.to(memory_format=torch.channels_last)
+    module = model.module.to(memory_format=fast_format(model.module, model.device))
     labels = data.labels.to(model.device)
     moved = list(module.parameters() if trained is None else trained)
     optimiser = torch.optim.SGD(

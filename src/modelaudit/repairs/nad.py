@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from modelaudit.config import require_range
 from modelaudit.errors import ConfigError
 from modelaudit.functional.attention import attention_distance
+from modelaudit.hardware import fast_format
 from modelaudit.repairs._distil import twin
 from modelaudit.repairs._stages import Stage, find_stages, recorded
 from modelaudit.repairs._training import (
@@ -141,7 +142,8 @@ def distil(
         name=f"{name} teacher",
         keep=None,
     )
-    teacher.module.to(memory_format=torch.channels_last).requires_grad_(False)
+    teacher.module.to(memory_format=fast_format(teacher.module, teacher.device))
+    teacher.module.requires_grad_(False)
     with (
         recorded(model.module, stages) as student_maps,
         recorded(teacher.module, stages) as teacher_maps,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelaudit.errors import ShapeError
+from modelaudit.hardware import fast_format
 from modelaudit.suspect.borrow import borrowed
 from modelaudit.suspect.edits import BatchNormMode, Edited, SiteEdit, edited
 from modelaudit.suspect.sites import Site, SiteKind, find_sites
@@ -73,6 +74,7 @@ class Suspect:
         shape = (1, input_channels, 1, 1)
         self._mean = torch.tensor(self.preprocessing.mean, device=self.device).view(shape)
         self._std = torch.tensor(self.preprocessing.std, device=self.device).view(shape)
+        self._format = fast_format(module, self.device)
         self._autocast: torch.dtype | None = None
         # Draws from a fixed generator: the split must not depend on the caller's random state.
         gen = torch.Generator().manual_seed(0)
@@ -199,7 +201,7 @@ class Suspect:
                 images, (self.input_size, self.input_size), mode="bilinear", antialias=True
             )
         images = (images - self._mean) / self._std
-        return images.contiguous(memory_format=torch.channels_last)
+        return images.contiguous(memory_format=self._format)
 
     def _run(self, function: object, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] != self.input_channels:
