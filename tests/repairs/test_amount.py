@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modelaudit.repairs import PruneMode, prune_mask
-from modelaudit.repairs._amount import accuracy_without, affordable, edits_without
+from modelaudit.repairs._amount import Answers, affordable, edits_without
 from tests.helpers import models
 from tests.helpers.planted import gate_images, gate_suspect
 from tests.helpers.repairs import logits_of, repair_context, repair_set
@@ -27,9 +27,10 @@ def test_accuracy_is_over_the_validation_images() -> None:
     suspect = gate_suspect()
     images, labels = gate_images(120)
     data = repair_set(suspect, images=images, labels=labels)
-    assert accuracy_without(suspect, (), data, repair_context()) == 1.0
+    answers = Answers(suspect, data, repair_context())
+    assert answers.accuracy(()) == 1.0
     # Class 3's own channel: its images can no longer be told.
-    without = accuracy_without(suspect, [("norm", 3)], data, repair_context())
+    without = answers.accuracy([("norm", 3)])
     share = float((labels[data.validation] == 3).double().mean())
     assert without == pytest.approx(1.0 - share)
 

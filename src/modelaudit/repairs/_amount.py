@@ -9,7 +9,7 @@ import torch
 
 from modelaudit.repairs.pruning import PruneMode
 from modelaudit.scanners._channels import grouped, prune_edits
-from modelaudit.suspect import SiteEdit
+from modelaudit.suspect import RememberedImages, SiteEdit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,54 +62,43 @@ def edits_without(
     return edits
 
 
-def accuracy_without(
-    model: Suspect,
-    neurons: Sequence[Neuron],
-    data: RepairData,
-    context: RepairContext,
-    *,
-    mode: PruneMode = PruneMode.ZERO,
-    part: Tensor | None = None,
-) -> float:
-    """Return the share of images with prediction = label when `neurons` are pruned.
+class Answers:
+    """Which images keep their label when neurons are pruned, asked again and again.
 
     Args:
-        model: the copy, in eval mode.
-        neurons: what would be pruned.
+        model: the copy, in eval mode; its weights must not change between questions.
         data: the clean images.
         context: gives the batch size.
-        mode: how they would be pruned.
         part: indices of the images to look at; the validation part if omitted.
+        mode: how neurons would be pruned.
     """
-    rows = data.validation if part is None else part
-    return float(right_without(model, neurons, data, context, mode=mode, part=rows).double().mean())
 
+    def __init__(
+        self,
+        model: Suspect,
+        data: RepairData,
+        context: RepairContext,
+        *,
+        part: Tensor | None = None,
+        mode: PruneMode = PruneMode.ZERO,
+    ) -> None:
+        self.model = model
+        self.mode = mode
+        rows = data.validation if part is None else part
+        size = context.batch_size
+        if model.device.type == "cpu":
+            size = min(size, _CPU_BATCH)
+        self._labels = data.labels[rows]
+        self._images = RememberedImages(model, data.images[rows], batch_size=size)
 
-def right_without(
-    model: Suspect,
-    neurons: Sequence[Neuron],
-    data: RepairData,
-    context: RepairContext,
-    *,
-    part: Tensor,
-    mode: PruneMode = PruneMode.ZERO,
-) -> Tensor:
-    """Return of which images prediction = label when `neurons` are pruned, ``(len(part),)`` bool.
+    def right(self, neurons: Sequence[Neuron]) -> Tensor:
+        """Return of which images prediction = label without `neurons`, ``(len(part),)`` bool."""
+        edits = edits_without(self.model, neurons, self.mode)
+        return self._images.predict(edits) == self._labels
 
-    Args:
-        model: the copy, in eval mode.
-        neurons: what would be pruned.
-        data: the clean images.
-        context: gives the batch size.
-        part: indices of the images to look at.
-        mode: how they would be pruned.
-    """
-    size = context.batch_size
-    if model.device.type == "cpu":
-        size = min(size, _CPU_BATCH)
-    with model.edited(edits_without(model, neurons, mode)):
-        predictions = model.predict(data.images[part], batch_size=size)
-    return predictions == data.labels[part]
+    def accuracy(self, neurons: Sequence[Neuron]) -> float:
+        """Return the share of the images with prediction = label without `neurons`."""
+        return float(self.right(neurons).double().mean())
 
 
 def affordable(
@@ -135,11 +124,12 @@ def affordable(
         max_drop: largest drop of validation accuracy, a fraction.
         mode: how neurons are pruned.
     """
-    curve = {0: accuracy_without(model, (), data, context, mode=mode)}
+    answers = Answers(model, data, context, mode=mode)
+    curve = {0: answers.accuracy(())}
     floor = curve[0] - min(max_drop, context.max_accuracy_drop) - ROUNDING
 
     def holds(count: int) -> bool:
-        curve[count] = accuracy_without(model, ordered[:count], data, context, mode=mode)
+        curve[count] = answers.accuracy(ordered[:count])
         return curve[count] >= floor
 
     held, failed = 0, len(ordered) + 1

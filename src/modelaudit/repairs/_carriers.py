@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from modelaudit.repairs._amount import ROUNDING, right_without
+from modelaudit.repairs._amount import ROUNDING, Answers
 from modelaudit.repairs._gates import gate_gradients
 from modelaudit.scanners._channels import prune_edits
 from modelaudit.seeds import generator
@@ -265,22 +265,22 @@ class Guard:
         max_drop: float,
         max_images: int,
     ) -> None:
-        self.model = model
-        self.data = data
-        self.context = context
         rest = data.work[~torch.isin(data.work, data.validation)]
         draws = generator(context.seed, "repair", "guard")
         rest = rest[torch.randperm(len(rest), generator=draws)]
-        self.everything = torch.cat([data.validation, rest])[:max_images]
+        everything = torch.cat([data.validation, rest])[:max_images]
+        split = len(data.validation)
+        self.quick = Answers(model, data, context, part=everything[:split])
+        self.rest = Answers(model, data, context, part=everything[split:])
+        right = self.quick.right(())
         allowed = min(max_drop, context.max_accuracy_drop)
         # One image of a small part says nothing: all images together decide.
-        self.quick = self.everything[: len(data.validation)]
-        self.rest = self.everything[len(data.validation) :]
-        right = self._right((), self.everything)
+        self.quick_floor = float(right.double().mean()) - max(allowed, 1 / len(right)) - ROUNDING
+        self.has_rest = len(everything) > split
+        if self.has_rest:
+            right = torch.cat([right, self.rest.right(())])
         self.accuracy = float(right.double().mean())
         self.floor = self.accuracy - allowed - ROUNDING
-        quick = max(allowed, 1 / len(self.quick))
-        self.quick_floor = float(right[: len(self.quick)].double().mean()) - quick - ROUNDING
 
     def cut(self, pruned: Sequence[Neuron], path: Sequence[Neuron]) -> int:
         """Return how many of `path`, from its front, are to go beside `pruned`.
@@ -296,19 +296,16 @@ class Guard:
 
     def holds(self, neurons: Sequence[Neuron]) -> bool:
         """Return whether all guarding images together keep their accuracy."""
-        right = self._right(neurons, self.quick)
-        if len(self.rest):
+        right = self.quick.right(neurons)
+        if self.has_rest:
             if float(right.double().mean()) < self.quick_floor:
                 return False
-            right = torch.cat([right, self._right(neurons, self.rest)])
+            right = torch.cat([right, self.rest.right(neurons)])
         seen = float(right.double().mean())
         if seen < self.floor:
             return False
         self.accuracy = seen
         return True
-
-    def _right(self, neurons: Sequence[Neuron], part: Tensor) -> Tensor:
-        return right_without(self.model, neurons, self.data, self.context, part=part)
 
 
 def _benefits(

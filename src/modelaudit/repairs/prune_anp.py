@@ -21,7 +21,7 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.errors import ConfigError
-from modelaudit.repairs._amount import ROUNDING, accuracy_without
+from modelaudit.repairs._amount import ROUNDING, Answers
 from modelaudit.repairs._augment import choose_augmentation
 from modelaudit.repairs._mask_minimax import (
     Masks,
@@ -162,7 +162,8 @@ class PruneAnpRepair(Repair[PruneAnpConfig]):
         context: RepairContext,
     ) -> tuple[list[tuple[float, int, float, float]], float | None]:
         """Return what each threshold gives on the validation images, and the one to take."""
-        base = accuracy_without(model, (), data, context)
+        answers = Answers(model, data, context, mode=PruneMode.OFFICIAL)
+        base = answers.accuracy(())
         floor = base - min(self.config.max_accuracy_drop, context.max_accuracy_drop) - ROUNDING
         best, chosen = self._loss_under_noise(model, masks, None, search, data, context), None
         curve: list[tuple[float, int, float, float]] = []
@@ -170,7 +171,7 @@ class PruneAnpRepair(Repair[PruneAnpConfig]):
             neurons = neurons_below(model, masks.values, threshold)
             if curve and curve[-1][1] == len(neurons):
                 continue
-            accuracy = accuracy_without(model, neurons, data, context, mode=PruneMode.OFFICIAL)
+            accuracy = answers.accuracy(neurons)
             if accuracy < floor:
                 break
             loss = self._loss_under_noise(model, masks, threshold, search, data, context)
