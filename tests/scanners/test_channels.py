@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from modelaudit.scanners._channels import (
 from modelaudit.suspect import Suspect
 from tests.helpers import models
 from tests.helpers.planted import TARGET, gate_images, gate_suspect, vary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: The trigger's channel of a `GateNet` of five classes.
 _TRIGGER = ("norm", 5)
@@ -176,6 +181,7 @@ def test_a_channel_without_effect_leads_nowhere_and_its_controls_are_not_run() -
         )
     assert test.share == 0.0
     assert test.arrows == (-1,) * 5
+    assert test.shifted == 0.0
     assert not test.leads_to_one
     assert not test.leads_to_all
     assert suspect.passes.forward == 100
@@ -186,12 +192,39 @@ def test_a_channel_that_shifts_every_class_leads_to_all() -> None:
     assert test.leads_to_all
     assert not test.leads_to_one
     assert test.arrows == (1, 2, 3, 4, 0)
+    assert test.shifted == 1.0
 
 
 def test_a_shift_that_the_opposite_push_makes_too_leads_nowhere() -> None:
     test = _push(gate_suspect(is_all_to_all=True, gate="abs"))
     assert test.arrows == (1, 2, 3, 4, 0)
     assert not test.leads_to_all
+
+
+def test_what_is_shifted_goes_where_most_of_its_class_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of ten images of each class six go one further, one goes two further, the rest stays.
+    labels = torch.arange(50) % 5
+    further = (torch.arange(50) // 5 < 6).long() + 2 * (torch.arange(50) // 5 == 6).long()
+
+    def predictions(
+        _suspect: Suspect, pushes: Sequence[object], _images: Tensor, *, batch_size: int
+    ) -> Tensor:
+        assert batch_size == 32
+        return ((labels + further) % 5).repeat(len(pushes), 1)
+
+    monkeypatch.setattr("modelaudit.scanners._channels.pushed_predictions", predictions)
+    test = push_test(
+        gate_suspect(),
+        {_TRIGGER: _AMOUNT},
+        torch.zeros(50, 6, 2, 2),
+        labels,
+        control_pool=_POOL,
+        controls=20,
+        generator=torch.Generator().manual_seed(0),
+        batch_size=32,
+    )
+    assert test.arrows == (1, 2, 3, 4, 0)
+    assert test.shifted == pytest.approx(0.6)
 
 
 def test_the_push_test_costs_one_pass_for_each_push_and_control() -> None:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.functional.divergence import reparameterised_batchnorm
 from modelaudit.results import Finding, Pattern, ScannerResult
 from modelaudit.scanners import CleanImages, mbns
+from modelaudit.scanners._channels import PushTest
 from modelaudit.scanners._divergences import Divergences, divergences
 from modelaudit.scanners.mbns import MbnsConfig, MbnsScanner
 from modelaudit.suspect import Suspect
@@ -309,6 +311,39 @@ def test_a_planted_shift_of_every_class_is_all_to_all() -> None:
     assert result.pattern is Pattern.ALL_TO_ALL
     assert result.target_labels == ()
     assert result.is_confirmed
+
+
+@pytest.mark.parametrize(
+    ("is_all_to_all", "shifted", "is_confirmed"),
+    [(True, 0.5, True), (True, 0.49, False), (False, 1.0, False)],
+)
+def test_only_a_shift_of_most_images_confirms_what_is_not_removed_for_free(
+    monkeypatch: pytest.MonkeyPatch, shifted: float, *, is_all_to_all: bool, is_confirmed: bool
+) -> None:
+    suspect, images, labels = _planted(
+        is_all_to_all=is_all_to_all, has_target_trace=not is_all_to_all
+    )
+    clean = clean_set(suspect, images, labels)
+    plain = mbns.push_test
+
+    def pushed(*arguments: Any, **keywords: Any) -> PushTest:
+        return dataclasses.replace(plain(*arguments, **keywords), shifted=shifted)
+
+    def pruned(*_arguments: object, **_keywords: object) -> Tensor:
+        wrong = labels[clean.judge].clone()
+        wrong[:6] = (wrong[:6] + 1) % 5
+        return wrong
+
+    monkeypatch.setattr(mbns, "push_test", pushed)
+    monkeypatch.setattr(mbns, "pruned_predictions", pruned)
+    result = _scan(suspect, clean)
+    assert result.evidence["pruned_accuracy_drop"] == pytest.approx(6 / 80)
+    assert result.evidence["shifted"] == shifted
+    assert result.finding is Finding.STRONG
+    assert result.pattern is (Pattern.ALL_TO_ALL if is_all_to_all else Pattern.ALL_TO_ONE)
+    assert result.is_confirmed == is_confirmed
+    assert "removing the clearest traces costs 7.5%" in result.notes[0]
+    assert ("nothing else shifts the classes" in result.notes[0]) == is_confirmed
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ class PushTest:
             to draw controls from.
         leads_to_all: the arrows look like y -> y+1, and no control's and not the opposite push's
             do: the channels shift every class.
+        shifted: share of the images that go where most of their class go that leave it.
         per_class: off-class share of each class under the push.
         arrows: for each class, where its images go under the push; -1 for a class that stays.
     """
@@ -107,6 +108,7 @@ class PushTest:
     leads_to_one: bool
     beats_controls: bool
     leads_to_all: bool
+    shifted: float
     per_class: tuple[float, ...]
     arrows: tuple[int, ...]
 
@@ -174,6 +176,7 @@ def push_test(
         leads_to_one=leads_to_one,
         beats_controls=leads_to_one and all(control_pool.values()) and control_share < lower,
         leads_to_all=leads_to_all and all(control_pool.values()) and not leads_to_one,
+        shifted=float((arrows.errors * arrows.shares).sum()) / max(1, len(labels)),
         per_class=tuple(shares.tolist()),
         arrows=tuple(arrows.targets.tolist()),
     )

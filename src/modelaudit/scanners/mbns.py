@@ -12,8 +12,8 @@ is compared with what sampling alone would give, 1/n_eff by a bootstrap over ima
 Differs from the paper, which prunes within one layer and gives no verdict on a model: images are
 augmented as the statistics were (the borders of padded crops alone move K a hundredfold,
 docs/scanners/mbns.md) and weighted as they may have been mixed; the score is the largest divergence
-in sampling floors, in units of its layer; flagged channels must be removable at no cost; the target
-is named by pushing them, with controls.
+in sampling floors, in units of its layer; flagged channels must be removable at no cost, unless the
+classes shift one by one; the target is named by pushing them, with controls.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ _TUNED = (
 _FAR_ENOUGH = 0.9
 #: and that has to move for a permutation of the classes to be one
 _LEAST_SHIFT = 0.2
+#: share of the held-out images whose shift confirms all-to-all whatever removing the traces costs
+_MOST_SHIFTED = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,10 +248,14 @@ class MbnsScanner(Scanner[MbnsConfig]):
             "push_lower_bound": test.lower,
             "opposite_push_upper_bound": test.opposite_upper,
             "control_share": test.control_share,
+            "shifted": test.shifted,
             "arrows": list(test.arrows),
             "push": [[*neuron, amount] for neuron, amount in push.items()],
         }
         is_free = drop <= config.max_accuracy_drop
+        # Pushed far enough, needed channels lead a clean model's images to one class, as no control
+        # may do: there the price of their removal tells. They do not lead each class to another.
+        is_shift = test.leads_to_all and test.shifted >= _MOST_SHIFTED
         pattern = None
         if test.leads_to_one:
             pattern = Pattern.ALL_TO_ONE
@@ -260,6 +266,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
             notes.append(
                 f"removing the clearest traces costs {drop:.1%} of the accuracy; a trigger's own "
                 "channels cost little"
+                + (", but nothing else shifts the classes one by one" if is_shift else "")
             )
         return Observation(
             finding=Finding.STRONG if score >= config.strong else Finding.SUSPICIOUS,
@@ -268,7 +275,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
             score=score,
             score_name=_SCORE_NAME,
             threshold=config.suspicious,
-            is_confirmed=(test.beats_controls or test.leads_to_all) and is_free,
+            is_confirmed=is_shift or (is_free and (test.beats_controls or test.leads_to_all)),
             per_class=test.per_class,
             per_class_name="share of other classes' images that the push sends there",
             evidence=evidence,
