@@ -46,7 +46,7 @@ class RememberedImages:
         self._batches = images.split(batch_size)
         self._max_bytes = max_bytes
         self._order = {site.name: i for i, site in enumerate(suspect.sites)}
-        #: sites before the layer whose start is kept; None before anything is
+        #: index of the site before which all is remembered; None before anything is
         self._start: int | None = None
         self._tapes: list[_Tape | None] = []
 
