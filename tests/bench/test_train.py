@@ -66,8 +66,22 @@ def test_training_runs_in_the_dtype_that_the_hardware_computes_fast_in(
         return model
 
     monkeypatch.setattr("modelaudit.bench.train.build_model", build)
-    train(tiny_plan(epochs=1), tiny_data(), None, state_path=tmp_path / "state")
+    run = train(tiny_plan(epochs=1), tiny_data(), None, state_path=tmp_path / "state")
     assert seen == {dtype or torch.float32}
+    assert run.precision == ("float32" if dtype is None else "bfloat16")
+
+
+def test_a_run_of_another_precision_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, plan, path = tiny_data(), tiny_plan(epochs=2), tmp_path / "state"
+    monkeypatch.setattr("modelaudit.bench.train.fast_dtype", lambda _device: torch.bfloat16)
+    with pytest.raises(Killed):
+        train(plan, data, None, state_path=path, after_epoch=stop_after(1))
+    monkeypatch.setattr("modelaudit.bench.train.fast_dtype", lambda _device: None)
+    epochs: list[int] = []
+    train(plan, data, None, state_path=path, after_epoch=epochs.append)
+    assert epochs == [1, 2]
 
 
 @pytest.mark.parametrize("attack_id", [None, "badnets", "iad"])

@@ -25,7 +25,7 @@ from modelaudit.repairs.finetune_noise import (
 from modelaudit.results import Finding
 from modelaudit.scanners._noise_search import neuron_count, site_edits
 from modelaudit.suspect import BatchNormMode, Suspect, state_digest
-from tests.helpers.models import images, suspect_of, tiny_plain
+from tests.helpers.models import images, suspect_of, tiny_bn, tiny_plain
 from tests.helpers.planted import TARGET
 from tests.helpers.training import (
     backdoored,
@@ -97,6 +97,26 @@ def test_the_loss_is_the_weighted_sum_of_both() -> None:
     assert together.noisy_losses[0] > clean
 
 
+def test_a_teachers_probabilities_take_the_place_of_the_labels() -> None:
+    model, teacher = copy_of(tiny_suspect()), suspect_of(tiny_bn(2))
+    pictures, labels = images(12), torch.arange(12) % 4
+    set_batchnorm_training(model.module, is_training=True)
+    together = objective(model, weight=0.7, teacher=teacher, epsilon=0.0)
+    total = together.loss(pictures, labels)
+    wanted = teacher.logits(pictures).detach().softmax(1)
+    expected = -(wanted * model.logits(pictures).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(total, 1.7 * expected)
+    total.backward()
+    assert all(p.grad is None for p in teacher.module.parameters())
+    # Whatever the labels are: the noise climbs from the teacher's answers too.
+    losses = [
+        float(objective(model, weight=0.7, teacher=teacher).loss(pictures, given).detach())
+        for given in (labels, (labels + 1) % 4)
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0] > float(total.detach())
+
+
 def buffers_after(model: Suspect, what: Objective) -> dict[str, Tensor]:
     """Return the buffers after one loss in train mode."""
     set_batchnorm_training(model.module, is_training=True)
@@ -166,6 +186,23 @@ def test_passes_per_image_and_epoch(steps: int) -> None:
     most = FinetuneNoiseRepair(config).estimate(suspect, data)
     assert result.cost.forward <= most.forward + 2 * held_out
     assert result.cost.forward_backward == most.forward_backward
+    # The suspect answers once per image and epoch.
+    hard = FinetuneNoiseRepair(replace(config, is_distilled=False))
+    more = result.cost.forward - hard.repair(suspect, data, context=context_of()).cost.forward
+    assert more == most.forward - hard.estimate(suspect, data).forward == 3 * work
+
+
+def test_labels_teach_nothing_but_where_they_are_asked_for() -> None:
+    suspect, data = tiny_suspect(), tiny_data()
+    other = data.labels.clone()
+    other[data.work] = (other[data.work] + 1) % 4
+    for is_distilled in (True, False):
+        repair = FinetuneNoiseRepair(replace(QUICK, is_distilled=is_distilled))
+        one, two = (
+            repair.repair(suspect, replace(data, labels=labels), context=context_of())
+            for labels in (data.labels, other)
+        )
+        assert same_state(one.module, two.module) == is_distilled
 
 
 def test_the_suspect_stays_and_the_result_is_well_formed() -> None:

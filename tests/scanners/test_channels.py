@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelaudit.functional.statistics import lower_bound
 from modelaudit.scanners._channels import (
     PushTest,
     grouped,
@@ -225,6 +226,7 @@ def test_what_is_shifted_goes_where_most_of_its_class_go(monkeypatch: pytest.Mon
     )
     assert test.arrows == (1, 2, 3, 4, 0)
     assert test.shifted == pytest.approx(0.6)
+    assert test.shifted_lower == pytest.approx(lower_bound(30, 50))
 
 
 def test_the_push_test_costs_one_pass_for_each_push_and_control() -> None:

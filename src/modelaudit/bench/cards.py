@@ -103,6 +103,7 @@ class ModelCard:
         image_size: of the plan.
         victim: source label of a source-specific attack.
         device: where it was trained.
+        precision: of the convolutions in training; None on cards that do not say, bfloat16.
         cover_acc: accuracy under something like the trigger that must not work: the noise accuracy
             of WaNet, cross of IAD and SSDT, negative of Bpp; None where the attack has no such.
         non_victim_acc: accuracy on triggered images of other classes than the victim.
@@ -155,6 +156,7 @@ class ModelCard:
     image_size: int | None = None
     victim: int | None = None
     device: str = "cpu"
+    precision: str | None = None
     cover_acc: float | None = None
     non_victim_acc: float | None = None
     card_version: int = CARD_VERSION
@@ -240,6 +242,7 @@ def describe(
         },
         population=plan.population,
         device=device.type,
+        precision=run.precision,
         cover_acc=cover_acc,
         non_victim_acc=non_victim_acc,
     )

@@ -57,12 +57,14 @@ class Training:
             groups, as of those in `extra`, the values are kept too.
         extra: the attack's own optimisers by name.
         trigger: the attack's trigger.
+        precision: that the steps compute in; None where none is made.
     """
 
     model: nn.Module
     optimiser: torch.optim.Optimizer | None = None
     extra: Mapping[str, torch.optim.Optimizer] = field(default_factory=lambda: MappingProxyType({}))
     trigger: Trigger | None = None
+    precision: str | None = None
 
 
 def save_state(path: Path, plan: ModelPlan, finished: Finished, training: Training) -> None:
@@ -94,7 +96,11 @@ def save_state(path: Path, plan: ModelPlan, finished: Finished, training: Traini
     tensors = {name: _plain_copy(tensor) for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    metadata = {"plan": plan.fingerprint(), "finished": json.dumps(asdict(finished))}
+    metadata = {
+        "plan": plan.fingerprint(),
+        "precision": training.precision or "",
+        "finished": json.dumps(asdict(finished)),
+    }
     save_file(tensors, partial, metadata=metadata)
     partial.replace(path)
 
@@ -104,7 +110,7 @@ def load_state(path: Path, plan: ModelPlan, training: Training) -> Finished:
 
     Returns:
         How far the run is: nothing finished, and nothing loaded, if there is no file or if it
-        belongs to another plan.
+        belongs to another plan or precision.
     """
     if not path.exists():
         return Finished()
@@ -112,6 +118,10 @@ def load_state(path: Path, plan: ModelPlan, training: Training) -> Finished:
         metadata = file.metadata() or {}
         if metadata.get("plan") != plan.fingerprint():
             logger.info("%s: the state in %s is of another plan, starting again", plan.id, path)
+            return Finished()
+        precision = metadata.get("precision")
+        if training.precision is not None and precision != training.precision:
+            logger.info("%s: the state in %s is of another precision", plan.id, path)
             return Finished()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     training.model.load_state_dict(_part(tensors, _MODEL))

@@ -1,10 +1,10 @@
 """The trainer: one short, fully seeded run per model, resumable after any epoch.
 
-SGD with Nesterov momentum under a one-cycle schedule, crop and flip, bf16 convolutions with float32
-BatchNorm statistics; the last epoch's weights are the model. A killed run that is started again
-ends with the same weights as one that was never interrupted (on the CPU, bit for bit): all
-randomness is derived from (seed, epoch, step), and the state after the attack's preparation and
-after each epoch is written atomically.
+SGD with Nesterov momentum under a one-cycle schedule, crop and flip, convolutions in bfloat16 where
+the hardware has it, BatchNorm statistics in float32; the last epoch's weights are the model. A
+killed run that is started again ends with the same weights as one that was never interrupted (on
+the CPU, bit for bit): all randomness is derived from (seed, epoch, step), and the state after the
+attack's preparation and after each epoch is written atomically.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ class TrainingRun:
         seconds: wall time of the attack's preparation and of all epochs, those before an
             interruption included.
         final_loss: mean training loss of the last epoch; None if there was no epoch.
+        precision: of the convolutions.
     """
 
     model: nn.Module
     seconds: float
     final_loss: float | None
+    precision: str
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:
@@ -180,11 +182,14 @@ def train(
         groups, lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     extra = attack.extra_optimisers() if attack is not None else {}
+    dtype = fast_dtype(device)
+    precision = str(dtype or torch.float32).removeprefix("torch.")
     training = Training(
         model=model,
         optimiser=optimiser,
         extra={name: one.optimiser for name, one in extra.items()},
         trigger=attack.trigger if attack is not None else None,
+        precision=precision,
     )
     done = load_state(state_path, plan, training)
     preprocessing = normaliser(plan.normaliser)
@@ -200,7 +205,7 @@ def train(
         done = replace(done, is_prepared=True, seconds=time.perf_counter() - started)
         save_state(state_path, plan, done, training)
 
-    classifier = Classifier(model, normalise=to_input, dtype=fast_dtype(device))
+    classifier = Classifier(model, normalise=to_input, dtype=dtype)
     model.train()
     for epoch in range(done.epochs, plan.epochs):
         started = time.perf_counter()
@@ -228,6 +233,7 @@ def train(
         model=model.to("cpu").to(memory_format=torch.contiguous_format),
         seconds=done.seconds,
         final_loss=done.loss_sum / steps if plan.epochs else None,
+        precision=precision,
     )
 
 

@@ -37,6 +37,12 @@ def teacher_of(model: Suspect) -> Suspect:
     return teacher
 
 
+def answers(teacher: Suspect, images: Tensor, *, dtype: torch.dtype | None) -> Tensor:
+    """Return a frozen network's probabilities ``(N, K)``, float32; a forward pass of each image."""
+    with torch.no_grad(), teacher.autocast(dtype):
+        return teacher.logits(images).softmax(1)
+
+
 class Distilling(Objective):
     """CE to a frozen teacher's answers, on clean images and on the same images disturbed.
 
@@ -71,8 +77,7 @@ class Distilling(Objective):
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - the teacher answers
         """Return both terms in nats; the teacher's forward pass of each image is counted."""
-        with torch.no_grad(), self.teacher.autocast(self.dtype):
-            wanted = self.teacher.logits(images).softmax(1)
+        wanted = answers(self.teacher, images, dtype=self.dtype)
         loss = _cross_entropy(self.logits(images), wanted)
         if not self.weight:
             return loss

@@ -138,7 +138,7 @@ class Objective:
 
         Args:
             images: ``(N, C, H, W)`` in [0, 1], augmented.
-            labels: ``(N,)`` int64, on the model's device.
+            labels: ``(N,)`` int64 or probabilities ``(N, K)``, on the model's device.
         """
         return F.cross_entropy(self.logits(images), labels)
 

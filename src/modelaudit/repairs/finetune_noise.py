@@ -4,7 +4,8 @@ Noise on the neurons that raises the loss on clean images activates the backdoor
 trigger; training the noisy network to keep its answers unlearns the short cut that plain
 fine-tuning never touches.
 
-Differs from the released code: noise stays in its box; noisy passes leave BatchNorm's running
+Differs from the released code: the answers to keep are the suspect's own probabilities, not labels,
+which a few images teach by heart; noise stays in its box; noisy passes leave BatchNorm's running
 statistics alone, which in the code end up mostly made of noisy batches; where a scan named target
 classes the noise aims at them; steps are many and small, and the learning rate falls to zero; an
 accuracy budget chooses the epoch; the box shrinks where the noise leaves a network no better than
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from modelaudit.config import require_range
+from modelaudit.repairs._distil import answers, teacher_of
 from modelaudit.repairs._noise import adversarial_noise
 from modelaudit.repairs._training import (
     Objective,
@@ -64,6 +66,8 @@ class NoiseObjective(Objective):
         targets: classes that noise may aim at, one of them for each batch; none for noise that
             always raises the loss by whatever way is shortest.
         aimed_fraction: share of the batches whose noise aims at a target, where there are any.
+        teacher: a frozen network in eval mode whose probabilities take the place of the labels,
+            one more forward pass per image; None for the labels.
         is_released: as the released code: noise not clipped, noisy passes in train mode and before
             the clean one, so that they take part in the running statistics; a fixed box.
 
@@ -84,6 +88,7 @@ class NoiseObjective(Objective):
         draws: torch.Generator,
         targets: Sequence[int] = (),
         aimed_fraction: float = 0.5,
+        teacher: Suspect | None = None,
         is_released: bool = False,
     ) -> None:
         super().__init__(model, dtype=dtype)
@@ -93,6 +98,7 @@ class NoiseObjective(Objective):
         self.draws = draws
         self.targets = tuple(targets)
         self.aimed_fraction = aimed_fraction
+        self.teacher = teacher
         self.is_released = is_released
         self.noisy_losses: list[float] = []
         self.epsilons: list[float] = []
@@ -104,6 +110,10 @@ class NoiseObjective(Objective):
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted sum of both losses."""
+        wanted = labels
+        if self.teacher is not None:
+            wanted = answers(self.teacher, images, dtype=self.dtype)
+            labels = wanted.argmax(1)
         target = None
         is_aimed = float(torch.rand((), generator=self.draws)) < self.aimed_fraction
         if self.targets and is_aimed:
@@ -122,9 +132,9 @@ class NoiseObjective(Objective):
             target=target,
         )
         with self.model.edited(site_edits(self.model, noise[0], noise[1]), mode=self.mode):
-            noisy = F.cross_entropy(self.logits(images), labels)
+            noisy = F.cross_entropy(self.logits(images), wanted)
         self._sums.append(noisy.detach())
-        return super().loss(images, labels) + self.weight * noisy
+        return super().loss(images, wanted) + self.weight * noisy
 
     def after_epoch(self) -> None:
         """Halve the box if the epoch's noisy network was no better than guessing.
@@ -245,6 +255,8 @@ class FinetuneNoiseConfig(TrainingConfig):
         batch: images per step (paper: 128); more and smaller steps remove more for the same passes.
         aimed_fraction: share of the batches whose noise aims at a target class that a scan named,
             where it named some; Eq. 4 aims at none. Near 1 the class itself is unlearned.
+        is_distilled: whether the suspect's own probabilities take the place of labels (paper:
+            labels).
     """
 
     epsilon: float | None = None
@@ -253,6 +265,7 @@ class FinetuneNoiseConfig(TrainingConfig):
     epochs: int = 8
     batch: int = 32
     aimed_fraction: float = 0.5
+    is_distilled: bool = True
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
@@ -266,12 +279,13 @@ class FinetuneNoiseConfig(TrainingConfig):
 class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
     """Cross-entropy on clean images with and without adversarial neuron noise.
 
-    The model's own labels will do: what unlearns the backdoor is that the noisy network must give
-    the answers of the network without noise, whether they are right or not.
+    The model's own answers will do: what unlearns the backdoor is that the noisy network must give
+    the answers of the network without noise, whether they are right or not. Its probabilities say
+    more of each image than its label does, and are not learned by heart.
     """
 
     id = "finetune_noise"
-    version = "1"
+    version = "2"
     summary = "fine-tuning under adversarial neuron noise"
     reference = "[BAN24] Eq. 8"
     config_type = FinetuneNoiseConfig
@@ -284,8 +298,9 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - the contract's
         """Return the passes of training, of every epoch's validation and of the augmentation's."""
         config = self.config
+        taught = config.epochs * len(data.work) if config.is_distilled else 0
         return Cost(
-            forward=(config.epochs + 4) * len(data.validation),
+            forward=(config.epochs + 4) * len(data.validation) + taught,
             forward_backward=(config.steps + 2) * config.epochs * len(data.work),
         )
 
@@ -303,6 +318,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             draws=generator(context.seed, self.id, "noise"),
             targets=targets,
             aimed_fraction=config.aimed_fraction,
+            teacher=teacher_of(model) if config.is_distilled else None,
         )
         log = train(
             model,

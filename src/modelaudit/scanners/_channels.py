@@ -96,6 +96,7 @@ class PushTest:
         leads_to_all: the arrows look like y -> y+1, and no control's and not the opposite push's
             do: the channels shift every class.
         shifted: share of the images that go where most of their class go that leave it.
+        shifted_lower: its one-sided lower 95 % bound.
         per_class: off-class share of each class under the push.
         arrows: for each class, where its images go under the push; -1 for a class that stays.
     """
@@ -109,6 +110,7 @@ class PushTest:
     beats_controls: bool
     leads_to_all: bool
     shifted: float
+    shifted_lower: float
     per_class: tuple[float, ...]
     arrows: tuple[int, ...]
 
@@ -167,6 +169,7 @@ def push_test(
         leads_to_all &= not any(
             is_permutation_like(arrow_map(other, labels, classes)) for other in others
         )
+    along = int((arrows.errors * arrows.shares).round().sum())
     return PushTest(
         target=target,
         share=float(shares[target]),
@@ -176,7 +179,8 @@ def push_test(
         leads_to_one=leads_to_one,
         beats_controls=leads_to_one and all(control_pool.values()) and control_share < lower,
         leads_to_all=leads_to_all and all(control_pool.values()) and not leads_to_one,
-        shifted=float((arrows.errors * arrows.shares).sum()) / max(1, len(labels)),
+        shifted=along / max(1, len(labels)),
+        shifted_lower=lower_bound(along, len(labels)),
         per_class=tuple(shares.tolist()),
         arrows=tuple(arrows.targets.tolist()),
     )

@@ -2,8 +2,8 @@
 
 What happens before the first edited layer is the same under every edit. The first pass notes,
 operation by operation, what is computed before that layer, and keeps the few tensors of it that are
-used from there on; later passes skip those operations. Nothing else changes: batches, kernels and
-results are those of a whole pass, bit for bit.
+used from there on; later passes skip those operations. Batches, kernels and results are those of a
+whole pass, bit for bit, which is checked once; where they are not, every pass is whole.
 """
 
 from __future__ import annotations
@@ -51,54 +51,60 @@ class RememberedImages:
         self._tapes: list[_Tape | None] = []
 
     def predict(self, edits: Mapping[str, SiteEdit]) -> Tensor:
-        """Return the classes under `edits`, ``(N,)`` int64 on the CPU, as `Suspect.predict`.
+        """Return the classes under `edits`, ``(N,)`` int64 on the CPU, as `Suspect.predict`."""
+        return self.logits(edits).argmax(1).cpu()
 
-        Counted as whole passes.
-        """
+    def logits(self, edits: Mapping[str, SiteEdit]) -> Tensor:
+        """Return float32 logits under `edits`, ``(N, K)``; counted as whole passes."""
         with self._suspect.edited(edits):
-            parts = [self._batch(i, edits) for i in range(len(self._batches))]
-        return torch.cat(parts)
+            return torch.cat([self._batch(i, edits) for i in range(len(self._batches))])
 
     def _batch(self, index: int, edits: Mapping[str, SiteEdit]) -> Tensor:
         # On a GPU it is the calls that take the time, not the work that they start.
         if not edits or self._suspect.device.type != "cpu":
-            return self._pass(index)
+            return self._whole(index)
         first = min(self._order[name] for name in edits)
         if index == 0 and (self._start is None or first < self._start):
             self._start = first
             self._tapes.clear()
         if index == len(self._tapes):
-            predicted, tape = self._record(index)
+            logits, tape = self._record(index)
             self._tapes.append(tape)
-            return predicted
+            return logits
         tape = self._tapes[index]
-        return self._pass(index) if tape is None else self._replay(index, tape)
+        replayed = None if tape is None else self._replay(index, tape)
+        return self._whole(index) if replayed is None else replayed
 
-    def _pass(self, index: int) -> Tensor:
-        batch = self._batches[index]
-        return self._suspect.predict(batch, batch_size=len(batch))
+    def _whole(self, index: int) -> Tensor:
+        with torch.no_grad():
+            return self._suspect.logits(self._batches[index])
 
     def _record(self, index: int) -> tuple[Tensor, _Tape | None]:
         kept = sum(tape.size for tape in self._tapes if tape is not None)
-        if kept > self._max_bytes or None in self._tapes:
-            return self._pass(index), None
+        if kept >= self._max_bytes or None in self._tapes:
+            return self._whole(index), None
         recorder = _Recorder()
         with recorder, self._reaching(recorder):
-            predicted = self._pass(index)
+            logits = self._whole(index)
         tape = recorder.tape()
-        return predicted, tape if tape and kept + tape.size <= self._max_bytes else None
+        if tape is None or kept + tape.size > self._max_bytes:
+            return logits, None
+        # What leaves torch unseen, as `tolist` does, would be not-a-number from now on.
+        counted = self._suspect.passes.forward
+        again = self._replay(index, tape)
+        self._suspect.passes.forward = counted
+        return logits, tape if again is not None and torch.equal(again, logits) else None
 
-    def _replay(self, index: int, tape: _Tape) -> Tensor:
+    def _replay(self, index: int, tape: _Tape) -> Tensor | None:
+        """Return the logits, or None if the module takes another way than it took before."""
         player = _Player(tape)
         counted = self._suspect.passes.forward
         try:
             with player, self._reaching(player):
-                return self._pass(index)
+                return self._whole(index)
         except _OtherWayError:
-            # The module took another way than before: its code depends on what it computes.
             self._suspect.passes.forward = counted
-            self._tapes[index] = None
-            return self._pass(index)
+            return None
 
     @contextmanager
     def _reaching(self, mode: _Mode) -> Generator[None]:
@@ -124,13 +130,13 @@ class _Made:
     """One output of a skipped operation.
 
     Attributes:
-        stand_in: a tensor like it on the device "meta", which has no values; None for an output
-            that is none.
+        like: a tensor laid out like it on the device "meta", which has no values; None for an
+            output that is none.
         argument: position of the argument that the operation returned changed, or None.
         value: what is used later, or None.
     """
 
-    stand_in: Tensor | None = None
+    like: Tensor | None = None
     argument: int | None = None
     value: Tensor | None = None
 
@@ -144,17 +150,44 @@ class _Step:
     made: list[_Made] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
 class _Tape:
-    """The operations of one batch before the layer, with what is used after."""
+    """The operations of one batch before the layer, with what is used after.
 
-    steps: tuple[_Step, ...]
+    Args:
+        steps: the operations in their order.
 
-    @property
-    def size(self) -> int:
-        """Bytes of what is kept."""
-        values = (one.value for step in self.steps for one in step.made)
-        return sum(value.nbytes for value in values if value is not None)
+    Attributes:
+        size: bytes of what is kept.
+    """
+
+    def __init__(self, steps: Sequence[_Step]) -> None:
+        self.steps = tuple(steps)
+        made = [one for step in steps for one in step.made]
+        self.size = sum(one.value.nbytes for one in made if one.value is not None)
+        # All that is skipped stands on the same few bytes: what they hold must never count.
+        spans: dict[torch.dtype, int] = {}
+        for one in made:
+            if one.like is not None and one.value is None:
+                spans[one.like.dtype] = max(spans.get(one.like.dtype, 1), _span(one.like))
+        self._ground = {dtype: _nothing(dtype, span) for dtype, span in spans.items()}
+
+    def stand_in(self, like: Tensor) -> Tensor:
+        """Return a tensor laid out as the output is, which decides what torch does next."""
+        return self._ground[like.dtype].as_strided(like.shape, like.stride())
+
+
+def _span(like: Tensor) -> int:
+    """Return how many numbers there are from the first to the last of a tensor."""
+    if not like.numel():
+        return 1
+    return 1 + sum((n - 1) * step for n, step in zip(like.shape, like.stride(), strict=True))
+
+
+def _nothing(dtype: torch.dtype, count: int) -> Tensor:
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.full((count,), torch.nan, dtype=dtype)
+    largest = 1 if dtype is torch.bool else torch.iinfo(dtype).max
+    return torch.full((count,), largest, dtype=dtype)
 
 
 def _tensors(arguments: object) -> Iterator[Tensor]:
@@ -163,6 +196,14 @@ def _tensors(arguments: object) -> Iterator[Tensor]:
     elif isinstance(arguments, list | tuple):
         for one in arguments:
             yield from _tensors(one)
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Return the arguments that an operation changes."""
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[index] if index < len(args) else kwargs.get(argument.name)
+            yield from _tensors(given)
 
 
 class _Mode(TorchDispatchMode):
@@ -191,31 +232,31 @@ class _Recorder(_Mode):
         self._is_possible = True
         # By identity: the Python object of a tensor is one and the same as long as it lives.
         self._origins: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
-        self._storages: dict[int, Tensor] = {}
+        #: memory that the recorded operations have taken themselves
+        self._own: set[int] = set()
+        self._kept: set[int] = set()
 
     def tape(self) -> _Tape | None:
         """Return what was recorded, or None where skipping it would not be the same."""
-        return _Tape(tuple(self._steps)) if self._is_possible and self.is_reached else None
+        return _Tape(self._steps) if self._is_possible and self.is_reached else None
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        given = list(_tensors([*args, *kwargs.values()]))
         if self.is_reached:
-            for tensor in _tensors([*args, *kwargs.values()]):
+            for tensor in given:
                 self._keep(tensor)
             return func(*args, **kwargs)
-        is_own = all(self._origin(tensor) for tensor in _tensors(args[:1]))
-        if func._schema.is_mutable and not is_own:
+        if not all(_storage(tensor) in self._own for tensor in _written(func, args, kwargs)):
             # It changes what the module or the caller holds.
             self._is_possible = False
+        known = {_storage(tensor) for tensor in given}
         outputs = func(*args, **kwargs)
+        self._own |= {_storage(tensor) for tensor in _tensors(outputs)} - known
         self._note(func, args, outputs)
         return outputs
-
-    def _origin(self, tensor: Tensor) -> tuple[int, int] | None:
-        found = self._origins.get(id(tensor))
-        return found[1:] if found is not None and found[0]() is tensor else None
 
     def _note(self, func: object, args: Sequence[Any], outputs: Any) -> None:
         step = _Step(func, is_single=not isinstance(outputs, list | tuple))
@@ -223,35 +264,46 @@ class _Recorder(_Mode):
             if output is None:
                 step.made.append(_Made())
                 continue
-            if not isinstance(output, Tensor):
-                # A number: what it decides must not be decided without it.
+            if not isinstance(output, Tensor) or not _is_plain(output):
+                # A number, say: what it decides must not be decided without it.
                 self._is_possible = False
                 return
             same = [i for i, argument in enumerate(args) if argument is output]
-            stand_in = torch.empty_strided(
+            like = torch.empty_strided(
                 output.shape, output.stride(), dtype=output.dtype, device="meta"
             )
-            step.made.append(_Made(stand_in, same[0] if same else None))
+            step.made.append(_Made(like, same[0] if same else None))
             if not same:
                 place = (len(self._steps), len(step.made) - 1)
                 self._origins[id(output)] = (weakref.ref(output), *place)
         self._steps.append(step)
 
     def _keep(self, tensor: Tensor) -> None:
-        origin = self._origin(tensor)
-        if origin is None:
+        origin = self._origins.get(id(tensor))
+        if origin is None or origin[0]() is not tensor:
             return
-        index, output = origin
+        _, index, output = origin
         made = self._steps[index].made
         if made[output].value is not None:
             return
+        value = tensor.clone()
+        storage = _storage(tensor)
         # Two views of one memory would no longer change together.
-        storage = tensor.untyped_storage().data_ptr()
-        if storage in self._storages:
+        if storage in self._kept or value.stride() != tensor.stride():
             self._is_possible = False
             return
-        self._storages[storage] = tensor
-        made[output] = replace(made[output], value=tensor.clone())
+        self._kept.add(storage)
+        made[output] = replace(made[output], value=value)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if _is_plain(tensor) else -1
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    )
 
 
 class _Player(_Mode):
@@ -259,13 +311,14 @@ class _Player(_Mode):
 
     def __init__(self, tape: _Tape) -> None:
         super().__init__()
-        self._steps = tape.steps
+        self._tape = tape
         self._at = 0
         #: what was handed out in place of skipped outputs, by identity
         self._stand_ins: dict[int, Tensor] = {}
 
     def reached(self) -> None:
-        if not self.is_reached and self._at != len(self._steps):
+        """Raise an error if the way to the layer was not the recorded one."""
+        if not self.is_reached and self._at != len(self._tape.steps):
             raise _OtherWayError
         super().reached()
 
@@ -277,9 +330,10 @@ class _Player(_Mode):
             if any(id(t) in self._stand_ins for t in _tensors([*args, *kwargs.values()])):
                 raise _OtherWayError
             return func(*args, **kwargs)
-        if self._at == len(self._steps) or func is not self._steps[self._at].operator:
+        steps = self._tape.steps
+        if self._at == len(steps) or func is not steps[self._at].operator:
             raise _OtherWayError
-        step = self._steps[self._at]
+        step = steps[self._at]
         self._at += 1
         outputs = [self._output(one, args) for one in step.made]
         return outputs[0] if step.is_single and outputs else tuple(outputs)
@@ -290,11 +344,9 @@ class _Player(_Mode):
         if made.value is not None:
             # Operations that follow may change it in place.
             return made.value.clone()
-        if made.stand_in is None:
+        if made.like is None:
             return None
-        # Memory that nothing touches costs nothing; it is laid out as the output is, which decides
-        # what torch does next. New each time: torch notes on a tensor of which it is a view.
-        like = made.stand_in
-        output = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+        # A new one each time: torch notes on a tensor of which other it is a view.
+        output = self._tape.stand_in(made.like)
         self._stand_ins[id(output)] = output
         return output
