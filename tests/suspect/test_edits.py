@@ -403,3 +403,32 @@ def test_an_error_inside_the_context_ends_the_edit() -> None:
     with pytest.raises(RuntimeError, match="in the middle"):
         fail()
     assert state_digest(suspect.module) == digest
+
+
+class Attending(nn.Module):
+    """A transformer layer of torch's own between a patch embedding and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.layer(tokens).mean(1))
+
+
+def test_layers_that_torch_fuses_are_edited_too() -> None:
+    suspect = suspect_of(initialised(Attending(), 3))
+    pictures = images(5)
+    names = {site.name for site in suspect.sites}
+    assert {"layer.norm1", "layer.norm2"} <= names
+    with suspect.borrowed(), torch.no_grad():
+        before = suspect.logits(pictures)
+        for name in ("layer.norm1", "layer.norm2"):
+            with suspect.edited({name: SiteEdit(keep=torch.zeros(8))}):
+                changed = suspect.logits(pictures)
+            assert distance(changed, before) > 0.01
+        assert torch.equal(suspect.logits(pictures), before)
+    assert not any(layer._forward_pre_hooks for layer in suspect.module.modules())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modelaudit.architectures.cifar_densenet import CifarDenseNet
 from modelaudit.architectures.cifar_resnet import CifarResNet
-from modelaudit.suspect import Site, SiteKind
+from modelaudit.suspect import Site, SiteEdit, SiteKind
 from modelaudit.suspect.sites import find_sites, layer_kind
 from tests.helpers import models
 from tests.helpers.models import images, initialised, suspect_of
@@ -208,3 +208,16 @@ def test_finding_sites_leaves_no_hook_even_when_the_pass_fails() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         find_sites(module, fail, None)
     assert not any(child._forward_hooks for child in module.modules())
+
+
+def test_a_layernorm_over_the_channels_of_maps_counts_them_where_they_are() -> None:
+    from torchvision.models.convnext import LayerNorm2d
+
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), LayerNorm2d(6), nn.Flatten(), nn.Linear(6 * 64, 4)
+    )
+    suspect = suspect_of(net.eval())
+    (site,) = [site for site in suspect.sites if site.name == "1"]
+    assert (site.kind, site.channels, site.channel_dim) == (SiteKind.LAYERNORM, 6, 1)
+    with suspect.borrowed(), suspect.edited({"1": SiteEdit(keep=torch.zeros(6))}), torch.no_grad():
+        torch.testing.assert_close(suspect.logits(images(2)), net[3].bias.expand(2, -1))

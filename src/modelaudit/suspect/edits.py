@@ -22,6 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
+    from torch.utils.hooks import RemovableHandle
+
 
 class BatchNormMode(StrEnum):
     """Which statistics BatchNorm layers normalise with (methods/detectors.md §12.4)."""
@@ -193,7 +195,10 @@ def edited(
     """
     state = Edited(mode, groups)
     replaced: list[tuple[nn.Module, object]] = []
+    handles: list[RemovableHandle] = []
     modules = dict(module.named_modules())
+    # Its fused kernel computes with the layers' weights and never calls them, unless one is hooked.
+    is_fused = any(isinstance(child, nn.TransformerEncoderLayer) for child in modules.values())
     try:
         for name, child in modules.items():
             edit = edits.get(name)
@@ -207,12 +212,20 @@ def edited(
                 continue
             replaced.append((child, child.__dict__.get("forward")))
             child.__dict__["forward"] = forward
+            if is_fused:
+                handles.append(child.register_forward_pre_hook(_no_hook))
         yield state
     finally:
+        for handle in handles:
+            handle.remove()
         for child, earlier in replaced:
             child.__dict__.pop("forward", None)
             if earlier is not None:
                 child.__dict__["forward"] = earlier
+
+
+def _no_hook(_module: nn.Module, _inputs: object) -> None:
+    """Do nothing."""
 
 
 def _batchnorm_forward(

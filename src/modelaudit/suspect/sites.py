@@ -144,6 +144,9 @@ def find_sites(
         if described is None or name in sites or name == classifier:
             continue
         kind, channels, dim = described
+        # torchvision's LayerNorm2d normalises the last dimension of a permuted view of its input.
+        if type(child) is not nn.LayerNorm and kind is SiteKind.LAYERNORM:
+            dim = 1 if call.output.dim() == 4 and call.output.shape[1] == channels else dim
         if has_batchnorm and kind is not SiteKind.BATCHNORM:
             continue
         if kind in {SiteKind.CONV, SiteKind.LINEAR} and name in normed:
