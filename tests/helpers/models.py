@@ -308,3 +308,15 @@ def scaled(suspect: Suspect, name: str, amount: float) -> SiteEdit:
     site = next(site for site in suspect.sites if site.name == name)
     noise = torch.full((site.channels,), amount)
     return SiteEdit(weight_noise=noise, bias_noise=noise)
+
+
+#: One of every kind that edits have to reach.
+BUILDS: dict[str, Callable[[], nn.Module]] = {
+    "resnet": tiny_resnet,
+    "bn": tiny_bn,
+    "densenet": tiny_densenet,
+    "plain": tiny_plain,
+    "groupnorm": tiny_groupnorm,
+    "tokens": tiny_tokens,
+    "untraceable": tiny_untraceable,
+}

@@ -9,20 +9,11 @@ from torch import Tensor, nn
 
 from modelaudit.suspect import BatchNormMode, SiteEdit, Suspect, state_digest
 from tests.helpers import models
-from tests.helpers.models import distance, draw, images, initialised, scaled, suspect_of
+from tests.helpers.models import BUILDS, distance, draw, images, initialised, scaled, suspect_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
-BUILDS: dict[str, Callable[[], nn.Module]] = {
-    "resnet": models.tiny_resnet,
-    "bn": models.tiny_bn,
-    "densenet": models.tiny_densenet,
-    "plain": models.tiny_plain,
-    "groupnorm": models.tiny_groupnorm,
-    "tokens": models.tiny_tokens,
-    "untraceable": models.tiny_untraceable,
-}
 every_kind = pytest.mark.parametrize("name", BUILDS)
 ESTIMATED = [BatchNormMode.BATCH, BatchNormMode.RECAL]
 

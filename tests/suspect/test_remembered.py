@@ -10,20 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modelaudit.suspect import RememberedImages, SiteEdit, Suspect
 from tests.helpers import models
-from tests.helpers.models import draw, images, suspect_of
+from tests.helpers.models import BUILDS, draw, images, suspect_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-BUILDS: dict[str, Callable[[], nn.Module]] = {
-    "resnet": models.tiny_resnet,
-    "bn": models.tiny_bn,
-    "densenet": models.tiny_densenet,
-    "plain": models.tiny_plain,
-    "groupnorm": models.tiny_groupnorm,
-    "tokens": models.tiny_tokens,
-    "untraceable": models.tiny_untraceable,
-}
 
 
 def edits_from(suspect: Suspect, first: int, *, seed: int) -> dict[str, SiteEdit]:

@@ -103,7 +103,8 @@ class ModelCard:
         image_size: of the plan.
         victim: source label of a source-specific attack.
         device: where it was trained.
-        precision: of the convolutions in training; None on cards that do not say, bfloat16.
+        precision: of the convolutions in training; None on older cards, whose models were
+            all trained in bfloat16.
         cover_acc: accuracy under something like the trigger that must not work: the noise accuracy
             of WaNet, cross of IAD and SSDT, negative of Bpp; None where the attack has no such.
         non_victim_acc: accuracy on triggered images of other classes than the victim.
