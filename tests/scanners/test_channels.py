@@ -185,6 +185,7 @@ def test_a_channel_without_effect_leads_nowhere_and_its_controls_are_not_run() -
     assert test.shifted == 0.0
     assert not test.leads_to_one
     assert not test.leads_to_all
+    assert test.control_shifted == 1.0
     assert suspect.passes.forward == 100
 
 
@@ -202,31 +203,92 @@ def test_a_shift_that_the_opposite_push_makes_too_leads_nowhere() -> None:
     assert not test.leads_to_all
 
 
-def test_what_is_shifted_goes_where_most_of_its_class_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of ten images of each class six go one further, one goes two further, the rest stays.
-    labels = torch.arange(50) % 5
-    further = (torch.arange(50) // 5 < 6).long() + 2 * (torch.arange(50) // 5 == 6).long()
+def _scripted(
+    monkeypatch: pytest.MonkeyPatch, *moves: tuple[int, ...], per_class: int = 10
+) -> PushTest:
+    """Return the test of a push, its opposite and controls whose effects are given.
+
+    Args:
+        monkeypatch: of the test.
+        moves: how many of each class's images go one class further, two further, and so on; of the
+            push, of the opposite one and of each of the first controls. The other controls move
+            nothing.
+        per_class: images of each of the five classes.
+    """
+    labels = torch.arange(5 * per_class) % 5
+    rows = []
+    for counts in moves:
+        further = torch.zeros(per_class, dtype=torch.int64)
+        sizes = torch.arange(1, len(counts) + 1).repeat_interleave(
+            torch.tensor(counts, dtype=torch.int64)
+        )
+        further[: len(sizes)] = sizes
+        rows.append((labels + further.repeat_interleave(5)) % 5)
+    waiting = iter(rows)
 
     def predictions(
         _suspect: Suspect, pushes: Sequence[object], _images: Tensor, *, batch_size: int
     ) -> Tensor:
         assert batch_size == 32
-        return ((labels + further) % 5).repeat(len(pushes), 1)
+        return torch.stack([next(waiting, labels) for _ in pushes])
 
     monkeypatch.setattr("modelaudit.scanners._channels.pushed_predictions", predictions)
-    test = push_test(
+    return push_test(
         gate_suspect(),
         {_TRIGGER: _AMOUNT},
-        torch.zeros(50, 6, 2, 2),
+        torch.zeros(5 * per_class, 6, 2, 2),
         labels,
         control_pool=_POOL,
         controls=20,
         generator=torch.Generator().manual_seed(0),
         batch_size=32,
     )
+
+
+def test_what_is_shifted_goes_where_most_of_its_class_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    test = _scripted(monkeypatch, (6, 1))
     assert test.arrows == (1, 2, 3, 4, 0)
     assert test.shifted == pytest.approx(0.6)
     assert test.shifted_lower == pytest.approx(lower_bound(30, 50))
+    assert test.leads_to_all
+    assert not test.is_sure_shift
+
+
+def test_a_control_that_shifts_the_classes_refutes_a_shift_that_is_not_sure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 30 of 50 along the arrows: 48 % at least.
+    test = _scripted(monkeypatch, (6,), (), (3,))
+    assert not test.is_sure_shift
+    assert test.control_shifted == pytest.approx(0.3)
+    assert not test.leads_to_all
+
+
+def test_a_control_that_goes_less_far_the_same_way_does_not_refute_a_sure_shift(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    test = _scripted(monkeypatch, (8,), (), (), (6,))
+    assert test.is_sure_shift
+    assert test.shifted_lower == pytest.approx(lower_bound(40, 50))
+    assert test.control_shifted == pytest.approx(0.6)
+    assert test.leads_to_all
+
+
+@pytest.mark.parametrize("control", [(8,), (0, 3), (2, 3)])
+def test_a_control_that_goes_as_far_or_another_way_refutes_a_sure_shift(
+    monkeypatch: pytest.MonkeyPatch, control: tuple[int, ...]
+) -> None:
+    test = _scripted(monkeypatch, (8,), (), control)
+    assert test.is_sure_shift
+    assert test.control_shifted == pytest.approx(control[0] / 10)
+    assert not test.leads_to_all
+
+
+def test_no_shift_is_sure_by_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    test = _scripted(monkeypatch, (8,), (), (2,), per_class=8)
+    assert test.shifted_lower > 0.9
+    assert not test.is_sure_shift
+    assert not test.leads_to_all
 
 
 def test_the_push_test_costs_one_pass_for_each_push_and_control() -> None:

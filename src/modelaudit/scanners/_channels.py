@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelaudit.functional.shares import arrow_map, is_permutation_like, off_class_counts
+from modelaudit.functional.shares import ArrowMap, arrow_map, is_permutation_like, off_class_counts
 from modelaudit.functional.statistics import lower_bound, upper_bound
 from modelaudit.suspect import SiteEdit
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 #: Least share of the classes that a push moves which have to go to one target.
 MIN_AGREEMENT = 0.8
+#: Share of the held-out images that surely go along the arrows, classes, and images of a class,
+#: from which on a map like a permutation is none by chance (docs/adr/0018-permutations.md).
+MOST_SHIFTED = 0.5
+SHIFTED_CLASSES = 4
+SHIFTED_IMAGES = 10
 
 #: A neuron: layer name and channel index.
 Neuron = tuple[str, int]
@@ -93,10 +98,15 @@ class PushTest:
             nearly every class that moves goes there: the channels lead to `target`.
         beats_controls: the lower bound is also above every control's share; never without a channel
             to draw controls from.
-        leads_to_all: the arrows look like y -> y+1, and no control's and not the opposite push's
-            do: the channels shift every class.
+        leads_to_all: the arrows look like y -> y+1, the opposite push's do not, and no control's
+            do, unless the shift is sure and the control's is the same one and weaker: the channels
+            shift every class.
         shifted: share of the images that go where most of their class go that leave it.
         shifted_lower: its one-sided lower 95 % bound.
+        is_sure_shift: surely more than half go along arrows like a permutation's, and classes and
+            images are too many for chance to make one.
+        control_shifted: largest share of the images that a control sends along the same arrows; 1
+            if not run.
         per_class: off-class share of each class under the push.
         arrows: for each class, where its images go under the push; -1 for a class that stays.
     """
@@ -111,6 +121,8 @@ class PushTest:
     leads_to_all: bool
     shifted: float
     shifted_lower: float
+    is_sure_shift: bool
+    control_shifted: float
     per_class: tuple[float, ...]
     arrows: tuple[int, ...]
 
@@ -152,10 +164,18 @@ def push_test(
     shares = hits.double() / trials.clamp_min(1)
     target = int(shares.argmax())
     lower = lower_bound(int(hits[target]), int(trials[target]))
-    opposite_upper, control_share = 1.0, 1.0
+    along = _along(arrows)
+    shifted_lower = lower_bound(along, len(labels))
+    opposite_upper, control_share, control_shifted = 1.0, 1.0, 1.0
     moving = [a for c, a in enumerate(arrows.targets.tolist()) if a >= 0 and c != target]
     agrees = sum(a == target for a in moving) >= MIN_AGREEMENT * len(moving)
     leads_to_one, leads_to_all = lower > 0.5 and agrees, is_permutation_like(arrows)
+    is_sure_shift = (
+        leads_to_all
+        and shifted_lower > MOST_SHIFTED
+        and classes >= SHIFTED_CLASSES
+        and len(labels) >= SHIFTED_IMAGES * classes
+    )
     if leads_to_one or leads_to_all:
         opposite = run({neuron: -amount for neuron, amount in push.items()})
         hits, trials = off_class_counts(opposite[0], labels, classes)
@@ -166,10 +186,16 @@ def push_test(
         others = run(*(_control(suspect, push, control_pool, generator) for _ in range(controls)))
         hits, trials = off_class_counts(others, labels, classes)
         control_share = float((hits[:, target] / trials[:, target].clamp_min(1)).max())
-        leads_to_all &= not any(
-            is_permutation_like(arrow_map(other, labels, classes)) for other in others
-        )
-    along = int((arrows.errors * arrows.shares).round().sum())
+        same = (others == arrows.targets[labels]).sum(1)
+        control_shifted = float(same.max()) / len(labels)
+        for other, along_these in zip(others, same.tolist(), strict=True):
+            theirs = arrow_map(other, labels, classes)
+            if is_permutation_like(theirs):
+                # A trigger moves more channels a little than carry a trace, and a control that
+                # meets them shifts the same classes: a weaker witness, not one against.
+                is_same = along_these >= MIN_AGREEMENT * _along(theirs)
+                is_weaker = along_these < shifted_lower * len(labels)
+                leads_to_all &= is_sure_shift and is_same and is_weaker
     return PushTest(
         target=target,
         share=float(shares[target]),
@@ -180,10 +206,17 @@ def push_test(
         beats_controls=leads_to_one and all(control_pool.values()) and control_share < lower,
         leads_to_all=leads_to_all and all(control_pool.values()) and not leads_to_one,
         shifted=along / max(1, len(labels)),
-        shifted_lower=lower_bound(along, len(labels)),
+        shifted_lower=shifted_lower,
+        is_sure_shift=is_sure_shift,
+        control_shifted=control_shifted,
         per_class=tuple(shares.tolist()),
         arrows=tuple(arrows.targets.tolist()),
     )
+
+
+def _along(arrows: ArrowMap) -> int:
+    """Return how many images go where most of their class go that leave it."""
+    return int((arrows.errors * arrows.shares).round().sum())
 
 
 def _control(

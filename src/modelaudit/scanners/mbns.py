@@ -58,11 +58,6 @@ _TUNED = (
 _FAR_ENOUGH = 0.9
 #: and that has to move for a permutation of the classes to be one
 _LEAST_SHIFT = 0.2
-#: share of the held-out images that surely shift, classes, and held-out images of a class, from
-#: which on a shift confirms all-to-all whatever removing the traces costs
-_MOST_SHIFTED = 0.5
-_SHIFTED_CLASSES = 4
-_SHIFTED_IMAGES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,18 +248,14 @@ class MbnsScanner(Scanner[MbnsConfig]):
             "control_share": test.control_share,
             "shifted": test.shifted,
             "shifted_lower_bound": test.shifted_lower,
+            "control_shifted": test.control_shifted,
             "arrows": list(test.arrows),
             "push": [[*neuron, amount] for neuron, amount in push.items()],
         }
         is_free = drop <= config.max_accuracy_drop
         # Pushed far enough, needed channels lead a clean model's images to one class, as no control
         # may do: there the price of their removal tells. They do not lead each class to another.
-        is_shift = (
-            test.leads_to_all
-            and test.shifted_lower > _MOST_SHIFTED
-            and suspect.num_classes >= _SHIFTED_CLASSES
-            and len(images) >= _SHIFTED_IMAGES * suspect.num_classes
-        )
+        is_shift = test.leads_to_all and test.is_sure_shift
         pattern = None
         if test.leads_to_one:
             pattern = Pattern.ALL_TO_ONE
