@@ -213,6 +213,7 @@ def train(
     draws: torch.Generator,
     name: str,
     keep: Callable[[Sequence[float]], int] | None,
+    taught: Tensor | None = None,
     trained: Sequence[Tensor] | None = None,
     is_batchnorm_frozen: bool = False,
 ) -> TrainingLog:
@@ -229,6 +230,8 @@ def train(
         name: of the progress task, which gets one unit per epoch.
         keep: index of the epoch to keep, from the accuracies before the run and after each epoch;
             None keeps the last and looks at no validation image.
+        taught: what is learned of each image instead of its label, ``(N, K)`` probabilities; None
+            for the labels.
         trained: tensors that the optimiser moves; every parameter of the module if None.
         is_batchnorm_frozen: whether BatchNorm layers use and keep their running statistics.
 
@@ -236,7 +239,7 @@ def train(
         RepairError: the loss is not finite.
     """
     module = model.module.to(memory_format=fast_format(model.module, model.device))
-    labels = data.labels.to(model.device)
+    labels = (data.labels if taught is None else taught).to(model.device)
     moved = list(module.parameters() if trained is None else trained)
     optimiser = torch.optim.SGD(
         moved,
@@ -282,7 +285,7 @@ def train(
             if keep is not None:
                 accuracies.append(validation_accuracy(model, data, context))
                 if keep(accuracies) == epoch + 1:
-                    kept, kept_state = epoch + 1, _state(module)
+                    kept, kept_state = epoch + 1, module_state(module)
             task.advance()
     if keep is not None and kept != schedule.epochs:
         module.load_state_dict(kept_state)
@@ -337,5 +340,6 @@ def freeze(module: nn.Module, prefixes: Sequence[str]) -> None:
         raise RepairError("expected parameters to train, all of them are frozen; shorten frozen")
 
 
-def _state(module: nn.Module) -> dict[str, Tensor]:
+def module_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a module's parameters and buffers."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}

@@ -21,10 +21,10 @@ from modelaudit.repairs._training import (
     TrainingConfig,
     augmentation_for,
     cosine,
-    latest_within,
+    module_state,
     train,
-    validation_accuracy,
 )
+from modelaudit.repairs._walk_back import SHARES, standing, walk_back
 from modelaudit.repairs.base import Change, Repair, RepairContext
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
@@ -230,7 +230,7 @@ class FinePruningConfig(TrainingConfig):
     """
 
     step_fraction: float = 0.01
-    max_drop: float = 0.04
+    max_drop: float = 0.01
     max_fraction: float = 0.95
     epochs: int = 8
 
@@ -250,7 +250,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
     """
 
     id = "fine_pruning"
-    version = "1"
+    version = "2"
     summary = "prunes feature channels that clean images leave dormant, then fine-tunes"
     reference = "[FP18] §3.3"
     config_type = FinePruningConfig
@@ -270,7 +270,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             trials = 2 + int(self.config.max_fraction * suspect.split.feature_shape[0])
         return Cost(
             forward=len(data.work)
-            + (epochs + 6 + trials) * len(data.validation)
+            + (len(SHARES) + 6 + trials) * len(data.validation)
             + _probe_passes(suspect),
             forward_backward=epochs * len(data.work),
         )
@@ -278,7 +278,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
         columns = feature_columns(model)
-        before = validation_accuracy(model, data, context)
+        before = standing(model, data, context)
         augmentation = config.augmentation(model, data, context)
         pruned = prune_dormant(
             model,
@@ -292,6 +292,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
         details = _details(model, columns, pruned)
         if not config.epochs:
             return Change(details=details)
+        start = module_state(model.module)
         log = train(
             model,
             data,
@@ -303,10 +304,10 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=latest_within(context.max_accuracy_drop, epochs=config.epochs, before=before),
+            keep=None,
         )
-        details |= {"kept_epoch": log.kept, "validation_accuracies": list(log.accuracies)}
-        return Change(history=log.losses, details=details)
+        way = walk_back(model, start, data, context, before=before)
+        return Change(history=log.losses, details=details | way.details, notes=way.notes)
 
 
 def _details(model: Suspect, columns: FeatureColumns, pruned: Sequence[int]) -> dict[str, Json]:

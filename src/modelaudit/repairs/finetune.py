@@ -19,9 +19,10 @@ from modelaudit.repairs._training import (
     augmentation_for,
     constant,
     freeze,
-    latest_within,
+    module_state,
     train,
 )
+from modelaudit.repairs._walk_back import SHARES, standing, walk_back
 from modelaudit.repairs.base import Change, Repair, RepairContext
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
@@ -127,7 +128,7 @@ class FinetuneRepair(Repair[FinetuneConfig]):
     """
 
     id = "finetune"
-    version = "1"
+    version = "2"
     summary = "plain fine-tuning on clean images"
     reference = "[BAN24] Table 3, baseline"
     config_type = FinetuneConfig
@@ -141,13 +142,15 @@ class FinetuneRepair(Repair[FinetuneConfig]):
         """Return the passes of training, of every epoch's validation and of the augmentation's."""
         epochs = self.config.epochs
         return Cost(
-            forward=(epochs + 4) * len(data.validation), forward_backward=epochs * len(data.work)
+            forward=(len(SHARES) + 4) * len(data.validation),
+            forward_backward=epochs * len(data.work),
         )
 
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
         freeze(model.module, config.frozen)
         augmentation = config.augmentation(model, data, context)
+        before, start = standing(model, data, context), module_state(model.module)
         log = train(
             model,
             data,
@@ -157,19 +160,16 @@ class FinetuneRepair(Repair[FinetuneConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=latest_within(
-                context.max_accuracy_drop,
-                epochs=config.epochs,
-                before=context.accuracy_before,
-            ),
+            keep=None,
             is_batchnorm_frozen=config.is_batchnorm_frozen,
         )
+        way = walk_back(model, start, data, context, before=before)
         return Change(
             history=log.losses,
             details={
-                "kept_epoch": log.kept,
-                "validation_accuracies": list(log.accuracies),
+                **way.details,
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
             },
+            notes=way.notes,
         )

@@ -8,8 +8,8 @@ Differs from the released code: the answers to keep are the suspect's own probab
 which a few images teach by heart; noise stays in its box; noisy passes leave BatchNorm's running
 statistics alone, which in the code end up mostly made of noisy batches; where a scan named target
 classes the noise aims at them; steps are many and small, and the learning rate falls to zero; an
-accuracy budget chooses the epoch; the box shrinks where the noise leaves a network no better than
-guessing.
+accuracy budget says how much of the change is kept; the box shrinks where the noise leaves a
+network no better than guessing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from modelaudit.config import require_range
-from modelaudit.repairs._distil import answers, teacher_of
+from modelaudit.repairs._distil import answers
 from modelaudit.repairs._noise import adversarial_noise
 from modelaudit.repairs._training import (
     Objective,
@@ -31,9 +31,10 @@ from modelaudit.repairs._training import (
     TrainingConfig,
     augmentation_for,
     constant,
-    latest_within,
+    module_state,
     train,
 )
+from modelaudit.repairs._walk_back import SHARES, standing, walk_back
 from modelaudit.repairs.base import Change, Repair, RepairContext
 from modelaudit.repairs.targets import named_targets
 from modelaudit.results import Cost
@@ -66,8 +67,6 @@ class NoiseObjective(Objective):
         targets: classes that noise may aim at, one of them for each batch; none for noise that
             always raises the loss by whatever way is shortest.
         aimed_fraction: share of the batches whose noise aims at a target, where there are any.
-        teacher: a frozen network in eval mode whose probabilities take the place of the labels,
-            one more forward pass per image; None for the labels.
         is_released: as the released code: noise not clipped, noisy passes in train mode and before
             the clean one, so that they take part in the running statistics; a fixed box.
 
@@ -88,7 +87,6 @@ class NoiseObjective(Objective):
         draws: torch.Generator,
         targets: Sequence[int] = (),
         aimed_fraction: float = 0.5,
-        teacher: Suspect | None = None,
         is_released: bool = False,
     ) -> None:
         super().__init__(model, dtype=dtype)
@@ -98,7 +96,6 @@ class NoiseObjective(Objective):
         self.draws = draws
         self.targets = tuple(targets)
         self.aimed_fraction = aimed_fraction
-        self.teacher = teacher
         self.is_released = is_released
         self.noisy_losses: list[float] = []
         self.epsilons: list[float] = []
@@ -109,11 +106,8 @@ class NoiseObjective(Objective):
             self.mode = BatchNormMode.TRAIN if is_released else BatchNormMode.BATCH
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the weighted sum of both losses."""
-        wanted = labels
-        if self.teacher is not None:
-            wanted = answers(self.teacher, images, dtype=self.dtype)
-            labels = wanted.argmax(1)
+        """Return the weighted sum of both losses; noise climbs from the likeliest class."""
+        likeliest = labels.argmax(1) if labels.is_floating_point() else labels
         target = None
         is_aimed = float(torch.rand((), generator=self.draws)) < self.aimed_fraction
         if self.targets and is_aimed:
@@ -122,7 +116,7 @@ class NoiseObjective(Objective):
         noise = adversarial_noise(
             self.model,
             images,
-            labels,
+            likeliest,
             epsilon=self.epsilon,
             steps=self.steps,
             is_clipped=not self.is_released,
@@ -132,9 +126,9 @@ class NoiseObjective(Objective):
             target=target,
         )
         with self.model.edited(site_edits(self.model, noise[0], noise[1]), mode=self.mode):
-            noisy = F.cross_entropy(self.logits(images), wanted)
+            noisy = F.cross_entropy(self.logits(images), labels)
         self._sums.append(noisy.detach())
-        return super().loss(images, wanted) + self.weight * noisy
+        return super().loss(images, labels) + self.weight * noisy
 
     def after_epoch(self) -> None:
         """Halve the box if the epoch's noisy network was no better than guessing.
@@ -285,7 +279,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
     """
 
     id = "finetune_noise"
-    version = "2"
+    version = "3"
     summary = "fine-tuning under adversarial neuron noise"
     reference = "[BAN24] Eq. 8"
     config_type = FinetuneNoiseConfig
@@ -298,9 +292,9 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - the contract's
         """Return the passes of training, of every epoch's validation and of the augmentation's."""
         config = self.config
-        taught = config.epochs * len(data.work) if config.is_distilled else 0
+        taught = len(data.images) if config.is_distilled else 0
         return Cost(
-            forward=(config.epochs + 4) * len(data.validation) + taught,
+            forward=(len(SHARES) + 4) * len(data.validation) + taught,
             forward_backward=(config.steps + 2) * config.epochs * len(data.work),
         )
 
@@ -318,8 +312,12 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             draws=generator(context.seed, self.id, "noise"),
             targets=targets,
             aimed_fraction=config.aimed_fraction,
-            teacher=teacher_of(model) if config.is_distilled else None,
         )
+        before, start = standing(model, data, context), module_state(model.module)
+        taught = None
+        if config.is_distilled:
+            parts = data.images.split(context.batch_size)
+            taught = torch.cat([answers(model, part, dtype=context.search_dtype) for part in parts])
         log = train(
             model,
             data,
@@ -329,22 +327,22 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=latest_within(
-                context.max_accuracy_drop,
-                epochs=config.epochs,
-                before=context.accuracy_before,
-            ),
+            taught=taught,
+            keep=None,
         )
+        way = walk_back(model, start, data, context, before=before)
         return Change(
             history=log.losses,
             details={
-                "kept_epoch": log.kept,
-                "validation_accuracies": list(log.accuracies),
+                **way.details,
                 "targets": list(targets),
                 "noisy_losses": list(objective.noisy_losses),
                 "epsilons": list(objective.epsilons),
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
             },
-            notes=() if targets else ("no scan named a target: the noise aims at no class",),
+            notes=(
+                *(() if targets else ("no scan named a target: the noise aims at no class",)),
+                *way.notes,
+            ),
         )

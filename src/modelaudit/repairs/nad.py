@@ -24,9 +24,10 @@ from modelaudit.repairs._training import (
     Schedule,
     TrainingConfig,
     augmentation_for,
-    latest_within,
+    module_state,
     train,
 )
+from modelaudit.repairs._walk_back import SHARES, WayBack, standing, walk_back
 from modelaudit.repairs.base import Change, Repair, RepairContext
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
@@ -109,7 +110,7 @@ def distil(
     learn: Schedule,
     augmentation: Augmentation,
     hole: int,
-    keep: Callable[[Sequence[float]], int] | None,
+    is_walked_back: bool,
     seed: tuple[str, ...],
 ) -> Change:
     """Fine-tune a teacher, then train `model` towards its answers and its attention.
@@ -124,9 +125,11 @@ def distil(
         learn: schedule of the student.
         augmentation: of the work images.
         hole: side of the black square that is cut out of each of the student's images; 0 for none.
-        keep: rule for the student's epoch.
+        is_walked_back: whether the student may keep a part of its change only, for the accuracy.
         seed: parts of the derived seeds.
     """
+    before = standing(model, data, context) if is_walked_back else None
+    start = module_state(model.module)
     stages = find_stages(model, count=len(weights))
     teacher = twin(model)
     for parameter in teacher.module.parameters():
@@ -165,17 +168,21 @@ def distil(
             augmentation=replace(augmentation, hole=hole),
             draws=generator(context.seed, *seed, "student"),
             name=name,
-            keep=keep,
+            keep=None,
         )
+    # The recorders are gone: what is looked at now is only whether the answers are right.
+    way = WayBack()
+    if before is not None:
+        way = walk_back(model, start, data, context, before=before)
     return Change(
         history=log.losses,
         details={
             "stages": [stage.name for stage in stages],
             "stage_sizes": [list(stage.shape) for stage in stages],
             "teacher_losses": list(taught.losses),
-            "kept_epoch": log.kept,
-            "validation_accuracies": list(log.accuracies),
+            **way.details,
         },
+        notes=way.notes,
     )
 
 
@@ -271,7 +278,7 @@ class NadPaperCodeRepair(Repair[NadPaperCodeConfig]):
             learn=learn,
             augmentation=augmentation_for(model, data, context, crop=True, flip=config.flip),
             hole=config.hole,
-            keep=None,
+            is_walked_back=False,
             seed=(self.id, "paper_code"),
         )
 
@@ -312,7 +319,7 @@ class NadRepair(Repair[NadConfig]):
     """
 
     id = "nad"
-    version = "1"
+    version = "2"
     summary = "distils the attention of a fine-tuned copy into the model"
     reference = "[NAD21] Eq. 1-3"
     config_type = NadConfig
@@ -326,7 +333,7 @@ class NadRepair(Repair[NadConfig]):
         """Return the passes of teacher, student, validation and of the augmentation's choice."""
         config, images = self.config, len(data.work)
         return Cost(
-            forward=config.epochs * images + (config.epochs + 4) * len(data.validation) + 2,
+            forward=config.epochs * images + (len(SHARES) + 4) * len(data.validation) + 2,
             forward_backward=(config.teacher_epochs + config.epochs) * images,
         )
 
@@ -343,6 +350,6 @@ class NadRepair(Repair[NadConfig]):
             learn=learn,
             augmentation=config.augmentation(model, data, context),
             hole=0,
-            keep=latest_within(context.max_accuracy_drop, epochs=config.epochs),
+            is_walked_back=True,
             seed=(self.id,),
         )

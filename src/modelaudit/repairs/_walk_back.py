@@ -1,0 +1,175 @@
+"""How far a trained copy goes from where its training began: as far as the accuracy allows.
+
+Training on few images costs accuracy, and the cost grows faster than the distance: on the straight
+line between the weights before and after it, half of the way costs far less than half
+(docs/adr/0020-walking-back.md). So a repair trains to the end of its schedule and then walks back
+until the validation images show no more than its part of the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from modelaudit.repairs._training import module_state
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from modelaudit.repairs.base import RepairContext
+    from modelaudit.repairs.data import RepairData
+    from modelaudit.results import Json
+    from modelaudit.suspect import Suspect
+
+#: Part of the accuracy budget that the validation images may show as lost: some hundred of them
+#: tell a loss to a point, and other images judge the repair afterwards.
+SPENT = 0.5
+#: Temperatures that the confidence of a place is matched by, and halvings of that range.
+_COLDEST, _HOTTEST, _HALVINGS = 0.05, 20.0, 40
+#: Shares of the way that are looked at, the furthest first.
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayBack:
+    """Where a walk ended; by default nobody has walked.
+
+    Attributes:
+        kept: share of the way that is kept; 1 for the trained weights.
+        tried: share, accuracy and probability of the right class of every place looked at.
+    """
+
+    kept: float = 1.0
+    tried: tuple[tuple[float, float, float], ...] = ()
+
+    @property
+    def details(self) -> dict[str, Json]:
+        """What readers of the JSON want to know."""
+        return {"kept_share": self.kept, "tried_shares": [list(place) for place in self.tried]}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader of the report should see."""
+        if self.kept == 1.0:
+            return ()
+        return (f"{self.kept:.0%} of what training changed is kept, for the accuracy",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How well a network answers the validation images.
+
+    A few hundred images tell accuracies a point and a half apart at best. The probability of the
+    right class moves with every image, and on the way of a training run it falls as the accuracy
+    over many images does; how sure a network is of all its answers must be taken out of it.
+
+    Attributes:
+        accuracy: share of the images whose likeliest class is right.
+        probability: mean probability of the right class, at a temperature at which the mean largest
+            probability is `confidence`.
+        confidence: that of the suspect.
+    """
+
+    accuracy: float
+    probability: float
+    confidence: float
+
+
+def standing(
+    model: Suspect, data: RepairData, context: RepairContext, *, confidence: float | None = None
+) -> Standing:
+    """Measure a network on the validation images, in float32; one forward pass of each.
+
+    Args:
+        model: the network.
+        data: `validation` and labels.
+        context: gives the batch size.
+        confidence: see `Standing`; None takes the network's own.
+    """
+    with torch.no_grad():
+        parts = data.images[data.validation].split(context.batch_size)
+        logits = torch.cat([model.logits(part) for part in parts]).double().cpu()
+    labels = data.labels[data.validation].cpu()
+    if confidence is None:
+        confidence = _confidence(logits)
+    else:
+        logits = logits / _temperature(logits, confidence)
+    return Standing(
+        accuracy=float((logits.argmax(1) == labels).double().mean()),
+        probability=float(logits.softmax(1).gather(1, labels[:, None]).mean()),
+        confidence=confidence,
+    )
+
+
+def _confidence(logits: Tensor) -> float:
+    return float(logits.softmax(1).max(1).values.mean())
+
+
+def _temperature(logits: Tensor, confidence: float) -> float:
+    low, high = _COLDEST, _HOTTEST
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(low * high)
+        if _confidence(logits / middle) > confidence:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(low * high)
+
+
+def walk_back(
+    model: Suspect,
+    start: Mapping[str, Tensor],
+    data: RepairData,
+    context: RepairContext,
+    *,
+    before: Standing,
+) -> WayBack:
+    """Move ``model.module`` from its trained weights towards `start`, as far as it has to.
+
+    Weights and running statistics go together, on the straight line; where a neuron is pruned at
+    both ends it is everywhere between. Counters of batches stay the trained ones.
+
+    Args:
+        model: the trained copy, in eval mode.
+        start: `module_state` before the training.
+        data: `validation` says what a place costs.
+        context: gives the budget, and the accuracy that it is counted from where an earlier repair
+            has cost some.
+        before: of the copy before anything was done to it.
+
+    Returns:
+        The furthest of `SHARES` where neither accuracy nor probability of the right class is more
+        than `SPENT` of the budget lower than before. Where there is none, as where pruning has cost
+        more before the training, the one where the larger of the two losses is least, the furthest
+        of equals.
+    """
+    end = module_state(model.module)
+    accuracy = before.accuracy if context.accuracy_before is None else context.accuracy_before
+    tried: list[tuple[float, float, float]] = []
+    losses: dict[float, float] = {}
+    for share in SHARES:
+        model.module.load_state_dict(between(start, end, share))
+        now = standing(model, data, context, confidence=before.confidence)
+        tried.append((share, now.accuracy, now.probability))
+        losses[share] = max(accuracy - now.accuracy, before.probability - now.probability)
+        # Accuracies are quotients of counts; the budget must not fall to their rounding.
+        if losses[share] <= SPENT * context.max_accuracy_drop + 1e-9:
+            return WayBack(kept=share, tried=tuple(tried))
+    kept = min(losses, key=lambda share: (losses[share], -share))
+    model.module.load_state_dict(between(start, end, kept))
+    return WayBack(kept=kept, tried=tuple(tried))
+
+
+def between(
+    start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """Return the state at a share of the straight line from `start` to `end`, integers of `end`."""
+    return {
+        name: torch.lerp(start[name], tensor, share) if tensor.is_floating_point() else tensor
+        for name, tensor in end.items()
+    }

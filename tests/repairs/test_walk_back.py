@@ -1,0 +1,173 @@
+"""How much of a training run is kept."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modelaudit.repairs import _walk_back
+from modelaudit.repairs._training import module_state
+from modelaudit.repairs._walk_back import SHARES, Standing, WayBack, between, standing, walk_back
+from tests.helpers.models import suspect_of
+from tests.helpers.training import (
+    context_of,
+    copy_of,
+    data_of,
+    same_state,
+    tiny_data,
+    tiny_suspect,
+)
+
+if TYPE_CHECKING:
+    from modelaudit.suspect import Suspect
+
+BEFORE = Standing(accuracy=0.9, probability=0.8, confidence=0.85)
+
+
+def moved() -> tuple[Suspect, dict[str, Tensor]]:
+    """Return a copy whose every weight has moved by a half, and where it was."""
+    model = copy_of(tiny_suspect())
+    start = module_state(model.module)
+    with torch.no_grad():
+        for tensor in model.module.state_dict().values():
+            tensor += 0.5 if tensor.is_floating_point() else 3
+    return model, start
+
+
+def walked(
+    monkeypatch: pytest.MonkeyPatch,
+    places: dict[float, tuple[float, float]],
+    *,
+    accuracy_before: float | None = None,
+) -> tuple[WayBack, Suspect, dict[str, Tensor], dict[str, Tensor]]:
+    """Walk back over places whose accuracy and probability are given, others lose everything."""
+    model, start = moved()
+    end = module_state(model.module)
+    asked = iter(SHARES)
+
+    def scripted(*_: object, confidence: float) -> Standing:
+        assert confidence == BEFORE.confidence
+        accuracy, probability = places.get(next(asked), (0.0, 0.0))
+        return Standing(accuracy=accuracy, probability=probability, confidence=confidence)
+
+    monkeypatch.setattr(_walk_back, "standing", scripted)
+    context = context_of(max_accuracy_drop=0.02, accuracy_before=accuracy_before)
+    return walk_back(model, start, tiny_data(), context, before=BEFORE), model, start, end
+
+
+def test_the_line_between_two_states() -> None:
+    start = {"weight": torch.tensor([1.0, 0.0]), "count": torch.tensor(1)}
+    end = {"weight": torch.tensor([3.0, 0.0]), "count": torch.tensor(7)}
+    quarter = between(start, end, 0.25)
+    assert quarter["weight"].tolist() == [1.5, 0.0]
+    assert int(quarter["count"]) == 7
+    assert torch.equal(between(start, end, 1.0)["weight"], end["weight"])
+
+
+def test_what_costs_little_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    way, model, _, end = walked(monkeypatch, {1.0: (0.89, 0.79)})
+    assert way == WayBack(kept=1.0, tried=((1.0, 0.89, 0.79),))
+    assert all(
+        torch.equal(tensor, end[name]) for name, tensor in module_state(model.module).items()
+    )
+    assert way.notes == ()
+
+
+def test_the_furthest_place_within_half_of_the_budget_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 0.9 has the accuracy and not the probability, 0.8 the probability and not the accuracy.
+    places = {0.9: (0.9, 0.78), 0.8: (0.88, 0.8), 0.7: (0.89, 0.79), 0.6: (0.9, 0.8)}
+    way, model, start, end = walked(monkeypatch, places)
+    assert way.kept == 0.7
+    assert [place[0] for place in way.tried] == [1.0, 0.9, 0.8, 0.7]
+    expected = between(start, end, 0.7)
+    state = module_state(model.module)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert way.notes == ("70% of what training changed is kept, for the accuracy",)
+    assert way.details["kept_share"] == 0.7
+
+
+def test_the_cost_of_an_earlier_repair_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {0.5: (0.895, 0.8), 0.3: (0.91, 0.8)}
+    assert walked(monkeypatch, places)[0].kept == 0.5
+    assert walked(monkeypatch, places, accuracy_before=0.92)[0].kept == 0.3
+
+
+def test_where_nothing_is_within_the_budget_the_best_place_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = {0.9: (0.85, 0.7), 0.6: (0.85, 0.77), 0.4: (0.85, 0.78), 0.1: (0.7, 0.8)}
+    way, model, start, end = walked(monkeypatch, places)
+    assert way.kept == 0.6
+    assert len(way.tried) == len(SHARES)
+    expected = between(start, end, 0.6)
+    state = module_state(model.module)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+class _Fixed(nn.Module):
+    """Gives its images' first pixels of each channel as logits, times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``(N, 3)``."""
+        return self.factor * images.flatten(2)[..., 0]
+
+
+def test_a_standing_is_measured_on_the_validation_images() -> None:
+    images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = images[:, :, 0, 0].argmax(1)
+    labels[:20] = (labels[:20] + 1) % 3
+    data = data_of(images, labels)
+    model = suspect_of(_Fixed(4.0), classes=3)
+    now = standing(model, data, context_of(batch_size=7))
+    rows = data.validation
+    # Normalised by a mean and deviation of a half, whose mean no softmax sees.
+    probabilities = (4.0 * 2 * images[rows, :, 0, 0]).double().softmax(1)
+    right = probabilities.argmax(1) == labels[rows]
+    assert now.accuracy == pytest.approx(float(right.double().mean()))
+    assert now.confidence == pytest.approx(float(probabilities.max(1).values.mean()))
+    expected = probabilities.gather(1, labels[rows, None]).mean()
+    assert now.probability == pytest.approx(float(expected))
+    assert model.passes.forward == len(rows)
+
+
+@pytest.mark.parametrize("factor", [0.5, 40.0])
+def test_how_sure_a_network_is_does_not_count(factor: float) -> None:
+    images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = data_of(images, images[:, :, 0, 0].argmax(1))
+    wanted = standing(suspect_of(_Fixed(4.0), classes=3), data, context_of())
+    other = suspect_of(_Fixed(factor), classes=3)
+    assert not math.isclose(standing(other, data, context_of()).probability, wanted.probability)
+    now = standing(other, data, context_of(), confidence=wanted.confidence)
+    assert now.probability == pytest.approx(wanted.probability, abs=1e-6)
+    assert now.accuracy == wanted.accuracy
+
+
+def test_a_network_without_an_opinion_is_measured_too() -> None:
+    data = tiny_data()
+    flat = suspect_of(_Fixed(0.0), classes=3)
+    now = standing(flat, data_of(data.images, data.labels % 3), context_of(), confidence=0.9)
+    assert now.probability == pytest.approx(1 / 3)
+
+
+def test_nobody_has_walked() -> None:
+    assert WayBack().kept == 1.0
+    assert WayBack().notes == ()
+
+
+def test_training_that_costs_nothing_is_left_alone() -> None:
+    model = copy_of(tiny_suspect())
+    start = module_state(model.module)
+    before = standing(model, tiny_data(), context_of())
+    way = walk_back(model, start, tiny_data(), context_of(), before=before)
+    assert way.kept == 1.0
+    assert same_state(model.module, tiny_suspect().module)
