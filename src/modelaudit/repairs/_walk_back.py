@@ -32,7 +32,7 @@ SPENT = 0.5
 #: Temperatures that the confidence of a place is matched by, and halvings of that range.
 _COLDEST, _HOTTEST, _HALVINGS = 0.05, 20.0, 40
 #: Shares of the way that are looked at, the furthest first.
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
