@@ -6,11 +6,12 @@ Clean models have no strong finding, so that the scanner itself tries no push on
 channels of the clearest traces are taken for traces whatever their scores, few and many of them,
 and pushed in the proportions that they have, the furthest by 1 to 32 running deviations, both ways
 (a clean model's own traces hardly move an image), beside as many pushes of random channels. A *sure
-shift* is what confirms all-to-all whatever removing the traces costs, and even where a control
-follows the same arrows (``docs/adr/0018-permutations.md``, ``0019-weaker-witnesses.md``): a map
-like a permutation along which surely more than half of the
-held-out images move. On a clean model every one is a false confirmation, had the score been
-strong. Prints one line per model and one for all.
+shift* is a map like a permutation along which surely more than half of the held-out images move:
+what confirms all-to-all whatever removing the traces costs, and even where one control follows the
+same arrows, if the opposite push and the other controls do not
+(``docs/adr/0018-permutations.md``, ``0019-weaker-witnesses.md``). On a clean model every one would
+be a step to a false confirmation, had the score been strong. Prints one line per model and one for
+all.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from modelaudit.repairs import _walk_back
+from modelaudit.repairs import _walk_back, fine_pruning, finetune, finetune_noise, nad
 from modelaudit.repairs._training import module_state
 from modelaudit.repairs._walk_back import SHARES, Standing, WayBack, between, standing, walk_back
 from tests.helpers.models import suspect_of
@@ -23,6 +23,9 @@ from tests.helpers.training import (
 )
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from modelaudit.repairs import Repair
     from modelaudit.suspect import Suspect
 
 BEFORE = Standing(accuracy=0.9, probability=0.8, confidence=0.85)
@@ -66,6 +69,8 @@ def test_the_line_between_two_states() -> None:
     assert quarter["weight"].tolist() == [1.5, 0.0]
     assert int(quarter["count"]) == 7
     assert torch.equal(between(start, end, 1.0)["weight"], end["weight"])
+    mask = {"mask": torch.tensor([-math.inf, math.inf, 2.0])}
+    assert torch.equal(between(mask, mask, 0.3)["mask"], mask["mask"])
 
 
 def test_what_costs_little_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,10 +97,20 @@ def test_the_furthest_place_within_half_of_the_budget_is_kept(
     assert way.details["kept_share"] == 0.7
 
 
-def test_the_cost_of_an_earlier_repair_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = {0.5: (0.895, 0.8), 0.3: (0.91, 0.8)}
+def test_half_of_what_an_earlier_repair_has_left_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {0.5: (0.89, 0.79), 0.4: (0.895, 0.8), 0.3: (0.9, 0.796), 0.1: (0.9, 0.8)}
     assert walked(monkeypatch, places)[0].kept == 0.5
-    assert walked(monkeypatch, places, accuracy_before=0.92)[0].kept == 0.3
+    # A point and more of two is gone: four tenths of one are left.
+    assert walked(monkeypatch, places, accuracy_before=0.912)[0].kept == 0.3
+    # All of it is.
+    way = walked(monkeypatch, places, accuracy_before=0.95)[0]
+    assert way.kept == 0.1
+    assert way.is_within
+
+
+def test_a_place_without_finite_answers_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {1.0: (0.9, math.nan), 0.9: (0.89, 0.79)}
+    assert walked(monkeypatch, places)[0].kept == 0.9
 
 
 def test_where_nothing_is_within_the_budget_the_best_place_is_kept(
@@ -104,6 +119,9 @@ def test_where_nothing_is_within_the_budget_the_best_place_is_kept(
     places = {0.9: (0.85, 0.7), 0.6: (0.85, 0.77), 0.4: (0.85, 0.78), 0.1: (0.7, 0.8)}
     way, model, start, end = walked(monkeypatch, places)
     assert way.kept == 0.6
+    assert not way.is_within
+    assert "more than half of the accuracy budget" in way.notes[0]
+    assert way.details["is_within_half_of_budget"] is False
     assert len(way.tried) == len(SHARES)
     expected = between(start, end, 0.6)
     state = module_state(model.module)
@@ -157,6 +175,60 @@ def test_a_network_without_an_opinion_is_measured_too() -> None:
     flat = suspect_of(_Fixed(0.0), classes=3)
     now = standing(flat, data_of(data.images, data.labels % 3), context_of(), confidence=0.9)
     assert now.probability == pytest.approx(1 / 3)
+
+
+HARSH = {"learning_rate": 0.3, "epochs": 2, "batch": 32, "crop": False, "flip": False}
+
+
+@pytest.mark.parametrize(
+    ("module", "repair"),
+    [
+        (finetune, finetune.FinetuneRepair(finetune.FinetuneConfig(**HARSH))),  # type: ignore[arg-type]  # by name
+        (
+            fine_pruning,
+            fine_pruning.FinePruningRepair(fine_pruning.FinePruningConfig(max_drop=0.4, **HARSH)),  # type: ignore[arg-type]  # by name
+        ),
+        (
+            finetune_noise,
+            finetune_noise.FinetuneNoiseRepair(
+                finetune_noise.FinetuneNoiseConfig(is_distilled=False, **HARSH)  # type: ignore[arg-type]  # by name
+            ),
+        ),
+        (nad, nad.NadRepair(nad.NadConfig(teacher_epochs=1, **HARSH))),  # type: ignore[arg-type]  # by name
+    ],
+    ids=["finetune", "fine_pruning", "finetune_noise", "nad"],
+)
+def test_what_trains_walks_back_to_where_its_training_began(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, repair: Repair[Any]
+) -> None:
+    suspect, data = tiny_suspect(), tiny_data()
+    seen: dict[str, Any] = {}
+
+    def watched(
+        model: Suspect, start: dict[str, Tensor], *rest: object, before: Standing
+    ) -> WayBack:
+        seen.update(start=start, end=module_state(model.module), before=before)
+        return walk_back(model, start, *rest, before=before)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr(module, "walk_back", watched)
+    context = context_of(max_accuracy_drop=0.02)
+    result = repair.repair(suspect, data, context=context)
+    kept = result.details["kept_share"]
+    assert isinstance(kept, float)
+    assert 0 < kept < 1
+    assert seen["before"] == standing(suspect, data, context)
+    begun, old = seen["start"], suspect.module.state_dict()
+    changed = {name for name, tensor in begun.items() if not torch.equal(tensor, old[name])}
+    # Fine-pruning has cut its channels out of the classifier before it trains.
+    assert changed == ({"head.weight"} if module is fine_pruning else set())
+    state = result.module.state_dict()
+    for name, tensor in between(begun, seen["end"], kept).items():
+        assert torch.equal(state[name], tensor)
+    assert any("of what training changed" in note for note in result.notes)
+    if module is fine_pruning:
+        pruned = begun["head.weight"] == 0
+        assert pruned.any()
+        assert not state["head.weight"][pruned].any()
 
 
 def test_nobody_has_walked() -> None:

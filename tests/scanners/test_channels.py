@@ -204,7 +204,7 @@ def test_a_shift_that_the_opposite_push_makes_too_leads_nowhere() -> None:
 
 
 def _scripted(
-    monkeypatch: pytest.MonkeyPatch, *moves: tuple[int, ...], per_class: int = 10
+    monkeypatch: pytest.MonkeyPatch, *moves: tuple[int, ...], per_class: int = 10, classes: int = 5
 ) -> PushTest:
     """Return the test of a push, its opposite and controls whose effects are given.
 
@@ -213,9 +213,10 @@ def _scripted(
         moves: how many of each class's images go one class further, two further, and so on; of the
             push, of the opposite one and of each of the first controls. The other controls move
             nothing.
-        per_class: images of each of the five classes.
+        per_class: images of each class.
+        classes: how many classes.
     """
-    labels = torch.arange(5 * per_class) % 5
+    labels = torch.arange(classes * per_class) % classes
     rows = []
     for counts in moves:
         further = torch.zeros(per_class, dtype=torch.int64)
@@ -223,7 +224,7 @@ def _scripted(
             torch.tensor(counts, dtype=torch.int64)
         )
         further[: len(sizes)] = sizes
-        rows.append((labels + further.repeat_interleave(5)) % 5)
+        rows.append((labels + further.repeat_interleave(classes)) % classes)
     waiting = iter(rows)
 
     def predictions(
@@ -234,11 +235,11 @@ def _scripted(
 
     monkeypatch.setattr("modelaudit.scanners._channels.pushed_predictions", predictions)
     return push_test(
-        gate_suspect(),
-        {_TRIGGER: _AMOUNT},
-        torch.zeros(5 * per_class, 6, 2, 2),
+        gate_suspect(classes=classes),
+        {("norm", classes): _AMOUNT},
+        torch.zeros(classes * per_class, classes + 1, 2, 2),
         labels,
-        control_pool=_POOL,
+        control_pool={"norm": list(range(classes))},
         controls=20,
         generator=torch.Generator().manual_seed(0),
         batch_size=32,
@@ -267,28 +268,35 @@ def test_a_control_that_shifts_the_classes_refutes_a_shift_that_is_not_sure(
 def test_a_control_that_goes_less_far_the_same_way_does_not_refute_a_sure_shift(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    test = _scripted(monkeypatch, (8,), (), (), (6,))
+    test = _scripted(monkeypatch, (18,), (), (), (10,), per_class=20)
     assert test.is_sure_shift
-    assert test.shifted_lower == pytest.approx(lower_bound(40, 50))
-    assert test.control_shifted == pytest.approx(0.6)
+    assert test.shifted_lower == pytest.approx(lower_bound(90, 100))
+    assert test.control_shifted == pytest.approx(0.5)
     assert test.leads_to_all
+    # A quarter of the controls may.
+    for count in (5, 6):
+        several = _scripted(monkeypatch, (18,), (), *([(10,)] * count), per_class=20)
+        assert several.leads_to_all == (count == 5)
 
 
-@pytest.mark.parametrize("control", [(8,), (0, 3), (2, 3)])
+@pytest.mark.parametrize("control", [(18,), (16,), (0, 8), (5, 8)])
 def test_a_control_that_goes_as_far_or_another_way_refutes_a_sure_shift(
     monkeypatch: pytest.MonkeyPatch, control: tuple[int, ...]
 ) -> None:
-    test = _scripted(monkeypatch, (8,), (), control)
+    test = _scripted(monkeypatch, (18,), (), control, per_class=20)
     assert test.is_sure_shift
-    assert test.control_shifted == pytest.approx(control[0] / 10)
+    assert test.control_shifted == pytest.approx(control[0] / 20)
     assert not test.leads_to_all
 
 
-def test_no_shift_is_sure_by_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    test = _scripted(monkeypatch, (8,), (), (2,), per_class=8)
-    assert test.shifted_lower > 0.9
-    assert not test.is_sure_shift
-    assert not test.leads_to_all
+def test_no_shift_is_sure_by_few_images_or_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for changes in ({"per_class": 8}, {"per_class": 30, "classes": 3}):
+        all_of_them = changes["per_class"]
+        test = _scripted(monkeypatch, (all_of_them,), (), (2,), **changes)
+        assert test.shifted_lower > 0.9
+        assert not test.is_sure_shift
+        assert not test.leads_to_all
+    assert _scripted(monkeypatch, (30,), (), (2,), per_class=30, classes=4).is_sure_shift
 
 
 def test_the_push_test_costs_one_pass_for_each_push_and_control() -> None:

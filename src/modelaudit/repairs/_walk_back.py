@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 #: Part of the accuracy budget that the validation images may show as lost: some hundred of them
 #: tell a loss to a point, and other images judge the repair afterwards.
 SPENT = 0.5
+_OVER = (
+    "{:.0%} of what training changed is kept: it costs least of all places on the way back, and "
+    "more than half of the accuracy budget"
+)
 #: Temperatures that the confidence of a place is matched by, and halvings of that range.
 _COLDEST, _HOTTEST, _HALVINGS = 0.05, 20.0, 40
 #: Shares of the way that are looked at, the furthest first.
@@ -41,20 +45,28 @@ class WayBack:
 
     Attributes:
         kept: share of the way that is kept; 1 for the trained weights.
+        is_within: whether it costs no more than its part of the budget.
         tried: share, accuracy and probability of the right class of every place looked at.
     """
 
     kept: float = 1.0
+    is_within: bool = True
     tried: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def details(self) -> dict[str, Json]:
         """What readers of the JSON want to know."""
-        return {"kept_share": self.kept, "tried_shares": [list(place) for place in self.tried]}
+        return {
+            "kept_share": self.kept,
+            "is_within_half_of_budget": self.is_within,
+            "tried_shares": [list(place) for place in self.tried],
+        }
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the reader of the report should see."""
+        if not self.is_within:
+            return (_OVER.format(self.kept),)
         if self.kept == 1.0:
             return ()
         return (f"{self.kept:.0%} of what training changed is kept, for the accuracy",)
@@ -138,38 +150,47 @@ def walk_back(
         model: the trained copy, in eval mode.
         start: `module_state` before the training.
         data: `validation` says what a place costs.
-        context: gives the budget, and the accuracy that it is counted from where an earlier repair
-            has cost some.
+        context: gives the budget; what an earlier repair has cost is no longer left of it.
         before: of the copy before anything was done to it.
 
     Returns:
-        The furthest of `SHARES` where neither accuracy nor probability of the right class is more
-        than `SPENT` of the budget lower than before. Where there is none, as where pruning has cost
-        more before the training, the one where the larger of the two losses is least, the furthest
-        of equals.
+        The furthest of `SHARES` where neither accuracy nor probability of the right class is lower
+        than before by more than `SPENT` of what is left of the budget. Where there is none, as
+        where pruning has cost more before the training, the one where the larger of the two losses
+        is least, the furthest of equals.
     """
     end = module_state(model.module)
-    accuracy = before.accuracy if context.accuracy_before is None else context.accuracy_before
+    left = context.max_accuracy_drop
+    if context.accuracy_before is not None:
+        left -= max(0.0, context.accuracy_before - before.accuracy)
     tried: list[tuple[float, float, float]] = []
     losses: dict[float, float] = {}
     for share in SHARES:
         model.module.load_state_dict(between(start, end, share))
         now = standing(model, data, context, confidence=before.confidence)
         tried.append((share, now.accuracy, now.probability))
-        losses[share] = max(accuracy - now.accuracy, before.probability - now.probability)
+        lost = before.accuracy - now.accuracy, before.probability - now.probability
+        losses[share] = max(lost) if math.isfinite(now.probability) else math.inf
         # Accuracies are quotients of counts; the budget must not fall to their rounding.
-        if losses[share] <= SPENT * context.max_accuracy_drop + 1e-9:
+        if losses[share] <= SPENT * max(0.0, left) + 1e-9:
             return WayBack(kept=share, tried=tuple(tried))
     kept = min(losses, key=lambda share: (losses[share], -share))
     model.module.load_state_dict(between(start, end, kept))
-    return WayBack(kept=kept, tried=tuple(tried))
+    return WayBack(kept=kept, is_within=False, tried=tuple(tried))
 
 
 def between(
     start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float
 ) -> dict[str, Tensor]:
-    """Return the state at a share of the straight line from `start` to `end`, integers of `end`."""
-    return {
-        name: torch.lerp(start[name], tensor, share) if tensor.is_floating_point() else tensor
-        for name, tensor in end.items()
-    }
+    """Return the state at a share of the straight line from `start` to `end`, integers of `end`.
+
+    What both ends have stays, infinite masks too.
+    """
+    state = {}
+    for name, tensor in end.items():
+        there = tensor
+        if tensor.is_floating_point():
+            there = torch.lerp(start[name], tensor, share)
+            there = torch.where(start[name] == tensor, tensor, there)
+        state[name] = there
+    return state

@@ -139,7 +139,7 @@ class FinetuneRepair(Repair[FinetuneConfig]):
     min_images = 50
 
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - the contract's
-        """Return the passes of training, of every epoch's validation and of the augmentation's."""
+        """Return the passes of training, of validation and of the augmentation's."""
         epochs = self.config.epochs
         return Cost(
             forward=(len(SHARES) + 4) * len(data.validation),

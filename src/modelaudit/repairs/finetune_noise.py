@@ -290,9 +290,9 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
     min_images = 50
 
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - the contract's
-        """Return the passes of training, of every epoch's validation and of the augmentation's."""
+        """Return the passes of training, of validation and of the augmentation's."""
         config = self.config
-        taught = len(data.images) if config.is_distilled else 0
+        taught = len(data.work) if config.is_distilled else 0
         return Cost(
             forward=(len(SHARES) + 4) * len(data.validation) + taught,
             forward_backward=(config.steps + 2) * config.epochs * len(data.work),
@@ -316,8 +316,10 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
         before, start = standing(model, data, context), module_state(model.module)
         taught = None
         if config.is_distilled:
-            parts = data.images.split(context.batch_size)
-            taught = torch.cat([answers(model, part, dtype=context.search_dtype) for part in parts])
+            taught = torch.zeros(len(data.images), model.num_classes)
+            for rows in data.work.split(context.batch_size):
+                # Asked once and learned in every epoch: in float32.
+                taught[rows] = answers(model, data.images[rows], dtype=None).cpu()
         log = train(
             model,
             data,

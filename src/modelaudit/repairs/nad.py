@@ -129,7 +129,7 @@ def distil(
         seed: parts of the derived seeds.
     """
     before = standing(model, data, context) if is_walked_back else None
-    start = module_state(model.module)
+    start = module_state(model.module) if is_walked_back else {}
     stages = find_stages(model, count=len(weights))
     teacher = twin(model)
     for parameter in teacher.module.parameters():

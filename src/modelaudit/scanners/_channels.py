@@ -25,6 +25,8 @@ MIN_AGREEMENT = 0.8
 MOST_SHIFTED = 0.5
 SHIFTED_CLASSES = 4
 SHIFTED_IMAGES = 10
+#: Share of the controls that may shift the same classes less far.
+FORGIVEN = 0.25
 
 #: A neuron: layer name and channel index.
 Neuron = tuple[str, int]
@@ -99,8 +101,8 @@ class PushTest:
         beats_controls: the lower bound is also above every control's share; never without a channel
             to draw controls from.
         leads_to_all: the arrows look like y -> y+1, the opposite push's do not, and no control's
-            do, unless the shift is sure and the control's is the same one and weaker: the channels
-            shift every class.
+            do, but a quarter of them where the shift is sure and theirs is the same one, surely
+            weaker: the channels shift every class.
         shifted: share of the images that go where most of their class go that leave it.
         shifted_lower: its one-sided lower 95 % bound.
         is_sure_shift: surely more than half go along arrows like a permutation's, and classes and
@@ -188,14 +190,17 @@ def push_test(
         control_share = float((hits[:, target] / trials[:, target].clamp_min(1)).max())
         same = (others == arrows.targets[labels]).sum(1)
         control_shifted = float(same.max()) / len(labels)
+        shifting = 0
         for other, along_these in zip(others, same.tolist(), strict=True):
             theirs = arrow_map(other, labels, classes)
             if is_permutation_like(theirs):
                 # A trigger moves more channels a little than carry a trace, and a control that
                 # meets them shifts the same classes: a weaker witness, not one against.
                 is_same = along_these >= MIN_AGREEMENT * _along(theirs)
-                is_weaker = along_these < shifted_lower * len(labels)
+                is_weaker = upper_bound(along_these, len(labels)) < shifted_lower
                 leads_to_all &= is_sure_shift and is_same and is_weaker
+                shifting += 1
+        leads_to_all &= shifting <= FORGIVEN * controls
     return PushTest(
         target=target,
         share=float(shares[target]),

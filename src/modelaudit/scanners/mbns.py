@@ -266,7 +266,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
             notes.append(
                 f"removing the clearest traces costs {drop:.1%} of the accuracy; a trigger's own "
                 "channels cost little"
-                + (", but nothing else shifts the classes one by one" if is_shift else "")
+                + (", but nothing else shifts the classes as far" if is_shift else "")
             )
         return Observation(
             finding=Finding.STRONG if score >= config.strong else Finding.SUSPICIOUS,
