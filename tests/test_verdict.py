@@ -189,10 +189,10 @@ CASES: dict[str, Case] = {
     "two suspicious findings on one target": Case(
         outcomes=(ban(SUSPICIOUS, 3), mm_bd(SUSPICIOUS, 3)), verdict=INCONCLUSIVE, code="MA-V503"
     ),
-    "confirmation of a suspicious finding is not enough": Case(
+    "confirmation of a suspicious finding does not accuse and does not clear": Case(
         outcomes=(ban(SUSPICIOUS, 3, is_confirmed=True), mm_bd(NONE)),
-        verdict=CLEAN,
-        code="MA-V001",
+        verdict=INCONCLUSIVE,
+        code="MA-V510",
     ),
     "nothing found": Case(
         outcomes=(ban(NONE), mbns(NONE), mm_bd(NONE)), verdict=CLEAN, code="MA-V001"
@@ -432,6 +432,17 @@ def test_a_confirmation_is_told_in_words() -> None:
 def test_a_lone_suspicion_is_shown_in_a_clean_verdict() -> None:
     found = decide((ban(NONE), mm_bd(SUSPICIOUS, 3), dde(NO_POWER)))
     assert found.reason == "no strong finding by ban, mm_bd; mm_bd is suspicious, alone"
+
+
+def test_a_lone_suspicion_that_was_confirmed_is_not_clean() -> None:
+    found = decide((ban(NONE), mbns(SUSPICIOUS, 3, is_confirmed=True)))
+    assert (found.verdict, found.reason_code) == (INCONCLUSIVE, "MA-V510")
+    assert "mbns is suspicious, alone" in found.reason
+    assert "confirmed on held-out clean images" in found.reason
+    assert "500" in found.next_step
+    # Without a vote it is shown, and that is all.
+    other = replace(mbns(SUSPICIOUS, 3, is_confirmed=True), is_calibrated=False)
+    assert decide((ban(NONE), dde(NONE), other)).verdict is CLEAN
 
 
 def test_a_clean_verdict_never_says_safe() -> None:

@@ -4,8 +4,8 @@
   target; or the strong finding was confirmed on held-out clean images with its controls; or a
   matched reference population says that the other families' scores support it.
 - ``clean``: every requested scanner ran or was skipped for a declared need, one that sees
-  all-to-all backdoors ran, none is strong, at most one is suspicious, and a matched population does
-  not find the combined score too high.
+  all-to-all backdoors ran, none is strong, at most one is suspicious and that one is not confirmed,
+  and a matched population does not find the combined score too high.
 - ``inconclusive``: everything else. ``no_power`` neither clears nor accuses; an uncalibrated
   plug-in, variant or changed setting is shown and never moves the verdict, nor does its absence.
 
@@ -171,6 +171,17 @@ def _not_backdoored(
             (
                 "MA-V503",
                 f"{names} are suspicious, none of them strong",
+                "scan again with more clean images (500 or more)",
+            )
+        )
+    elif accusing and accusing[0].is_confirmed:
+        reasons.append(
+            (
+                "MA-V510",
+                (
+                    f"{accusing[0].id} is suspicious, alone, but what it found was confirmed on "
+                    "held-out clean images with its controls"
+                ),
                 "scan again with more clean images (500 or more)",
             )
         )
