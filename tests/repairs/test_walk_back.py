@@ -108,9 +108,12 @@ def test_half_of_what_an_earlier_repair_has_left_is_spent(monkeypatch: pytest.Mo
     assert way.is_within
 
 
-def test_a_place_without_finite_answers_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = {1.0: (0.9, math.nan), 0.9: (0.89, 0.79)}
-    assert walked(monkeypatch, places)[0].kept == 0.9
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_answers_that_are_no_numbers_are_none(factor: float) -> None:
+    images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = data_of(images, images[:, :, 0, 0].argmax(1))
+    broken = standing(suspect_of(_Fixed(factor), classes=3), data, context_of(), confidence=0.9)
+    assert broken.probability == 0.0
 
 
 def test_where_nothing_is_within_the_budget_the_best_place_is_kept(

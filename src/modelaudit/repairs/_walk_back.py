@@ -111,9 +111,11 @@ def standing(
         confidence = _confidence(logits)
     else:
         logits = logits / _temperature(logits, confidence)
+    right = logits.softmax(1).gather(1, labels[:, None])
     return Standing(
         accuracy=float((logits.argmax(1) == labels).double().mean()),
-        probability=float(logits.softmax(1).gather(1, labels[:, None]).mean()),
+        # An answer that is no number is no answer.
+        probability=float(right.nan_to_num(0.0).mean()),
         confidence=confidence,
     )
 
@@ -169,8 +171,7 @@ def walk_back(
         model.module.load_state_dict(between(start, end, share))
         now = standing(model, data, context, confidence=before.confidence)
         tried.append((share, now.accuracy, now.probability))
-        lost = before.accuracy - now.accuracy, before.probability - now.probability
-        losses[share] = max(lost) if math.isfinite(now.probability) else math.inf
+        losses[share] = max(before.accuracy - now.accuracy, before.probability - now.probability)
         # Accuracies are quotients of counts; the budget must not fall to their rounding.
         if losses[share] <= SPENT * max(0.0, left) + 1e-9:
             return WayBack(kept=share, tried=tuple(tried))
