@@ -192,7 +192,7 @@ CASES: dict[str, Case] = {
     "confirmation of a suspicious finding does not accuse and does not clear": Case(
         outcomes=(ban(SUSPICIOUS, 3, is_confirmed=True), mm_bd(NONE)),
         verdict=INCONCLUSIVE,
-        code="MA-V510",
+        code="MA-V511",
     ),
     "nothing found": Case(
         outcomes=(ban(NONE), mbns(NONE), mm_bd(NONE)), verdict=CLEAN, code="MA-V001"
@@ -436,7 +436,7 @@ def test_a_lone_suspicion_is_shown_in_a_clean_verdict() -> None:
 
 def test_a_lone_suspicion_that_was_confirmed_is_not_clean() -> None:
     found = decide((ban(NONE), mbns(SUSPICIOUS, 3, is_confirmed=True)))
-    assert (found.verdict, found.reason_code) == (INCONCLUSIVE, "MA-V510")
+    assert (found.verdict, found.reason_code) == (INCONCLUSIVE, "MA-V511")
     assert "mbns is suspicious, alone" in found.reason
     assert "confirmed on held-out clean images" in found.reason
     assert "500" in found.next_step

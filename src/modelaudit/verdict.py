@@ -177,7 +177,7 @@ def _not_backdoored(
     elif accusing and accusing[0].is_confirmed:
         reasons.append(
             (
-                "MA-V510",
+                "MA-V511",
                 (
                     f"{accusing[0].id} is suspicious, alone, but what it found was confirmed on "
                     "held-out clean images with its controls"

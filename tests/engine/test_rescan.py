@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 import types
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
-from modelaudit.engine import ScanRequest
+from modelaudit import verdict
+from modelaudit.engine import ScanRequest, rescan
 from modelaudit.engine.effects import NOISE_FAMILY, deciding, is_disproved
 from modelaudit.engine.intake import Opened
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
@@ -433,3 +437,13 @@ def test_a_push_to_a_target_without_a_stand_in_counts_as_ever(opened: Opened) ->
     tried = (stand_in(0.02), replace(effect(0.9), target=1))
     judged = read_rescan(after, tried, (), opened, REQUEST)
     assert (judged.reason_code, judged.target_labels) == ("MA-V104", (1,))
+
+
+def test_a_reason_code_has_one_meaning() -> None:
+    codes = [
+        set(re.findall(r"MA-V\d+", Path(inspect.getfile(module)).read_text(encoding="utf-8")))
+        for module in (verdict, rescan)
+    ]
+    assert codes[0]
+    assert codes[1]
+    assert not codes[0] & codes[1]
