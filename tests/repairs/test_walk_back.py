@@ -41,6 +41,11 @@ def moved() -> tuple[Suspect, dict[str, Tensor]]:
     return model, start
 
 
+def is_at(model: Suspect, state: dict[str, Tensor]) -> bool:
+    """Return whether a network holds a state bit for bit."""
+    return all(torch.equal(t, state[name]) for name, t in module_state(model.module).items())
+
+
 def walked(
     monkeypatch: pytest.MonkeyPatch,
     places: dict[float, tuple[float, float]],
@@ -76,9 +81,7 @@ def test_the_line_between_two_states() -> None:
 def test_what_costs_little_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     way, model, _, end = walked(monkeypatch, {1.0: (0.89, 0.79)})
     assert way == WayBack(kept=1.0, tried=((1.0, 0.89, 0.79),))
-    assert all(
-        torch.equal(tensor, end[name]) for name, tensor in module_state(model.module).items()
-    )
+    assert is_at(model, end)
     assert way.notes == ()
 
 
@@ -90,9 +93,7 @@ def test_the_furthest_place_within_half_of_the_budget_is_kept(
     way, model, start, end = walked(monkeypatch, places)
     assert way.kept == 0.7
     assert [place[0] for place in way.tried] == [1.0, 0.9, 0.8, 0.7]
-    expected = between(start, end, 0.7)
-    state = module_state(model.module)
-    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert is_at(model, between(start, end, 0.7))
     assert way.notes == ("70% of what training changed is kept, for the accuracy",)
     assert way.details["kept_share"] == 0.7
 
@@ -126,9 +127,7 @@ def test_where_nothing_is_within_the_budget_the_best_place_is_kept(
     assert "more than half of the accuracy budget" in way.notes[0]
     assert way.details["is_within_half_of_budget"] is False
     assert len(way.tried) == len(SHARES)
-    expected = between(start, end, 0.6)
-    state = module_state(model.module)
-    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert is_at(model, between(start, end, 0.6))
 
 
 class _Fixed(nn.Module):
