@@ -199,8 +199,18 @@ def test_what_still_leads_somewhere_outweighs_silent_scanners(
         assert f"still leads {share:.0%} of 200 held-out images to output 2" in judged.reason
 
 
-def test_a_partial_effect_leaves_another_verdict_alone(opened: Opened) -> None:
-    assert read_rescan(AFTER, (effect(0.2),), (), opened, REQUEST) == AFTER.verdict
+def test_a_partial_effect_is_said_beside_what_is_inconclusive_anyway(opened: Opened) -> None:
+    verdict = read_rescan(AFTER, (effect(0.2),), (), opened, REQUEST)
+    assert verdict == replace(AFTER.verdict, reason=verdict.reason)
+    assert verdict.reason == (
+        f"{AFTER.verdict.reason}; what mbns found still leads 20% of 200 held-out images to output "
+        "2 (99% before the repair)"
+    )
+
+
+def test_a_partial_effect_leaves_an_accusation_alone(opened: Opened) -> None:
+    after = summary(mbns(target_labels=(2,), is_confirmed=True))
+    assert read_rescan(after, (effect(0.2),), (), opened, REQUEST) == after.verdict
 
 
 def test_a_rescan_that_says_backdoored_stays_so(opened: Opened) -> None:

@@ -134,7 +134,7 @@ def test_agreement_is_the_mean_cos_over_all_images() -> None:
     size = pictures.shape[-1]
     grey = Patch(mask=torch.full((1, 1, size, size), 0.4), pattern=torch.ones(1, 3, size, size))
     wanted = 1 - by_hand(suspect, found, pictures, grey.put_on(pictures))
-    assert match.agreement(pictures, grey, batch_size=16) == pytest.approx(wanted, abs=1e-4)
+    assert match.agreement(pictures, grey.put_on, batch_size=16) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_hooks_go_on_every_exit() -> None:

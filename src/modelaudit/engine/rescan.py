@@ -172,7 +172,8 @@ def read_rescan(
     Returns:
         ``backdoored`` where an artefact still leads most images to its target; else the verdict of
         the scanners, the explained ones finding nothing; where that is clean and an artefact leads
-        somewhere all the same, ``inconclusive``.
+        somewhere all the same, ``inconclusive``. One that is inconclusive anyway keeps its code and
+        says of the artefact too.
     """
     verdict = after.verdict
     if explained:
@@ -202,9 +203,12 @@ def read_rescan(
     if working:
         return _still_led(working, Verdict.BACKDOORED, "MA-V104")
     partial = [effect for effect in bearing if not leads_nowhere(effect)]
-    if partial and verdict.verdict is Verdict.CLEAN:
-        return _still_led(partial, Verdict.INCONCLUSIVE, "MA-V510")
-    return verdict
+    if not partial:
+        return verdict
+    led = _still_led(partial, Verdict.INCONCLUSIVE, "MA-V510")
+    if verdict.verdict is Verdict.CLEAN:
+        return led
+    return replace(verdict, reason=f"{verdict.reason}; {led.reason}")
 
 
 def keeps_statistics(old: nn.Module, new: nn.Module) -> bool:

@@ -312,7 +312,9 @@ def _agreement(search: PlaceSearch, kept: Sequence[StandIn]) -> float | None:
     if search.match is None or not patches:
         return None
     size = search.settings.batch_size
-    return max(search.match.agreement(search.images, one, batch_size=size) for one in patches)
+    return max(
+        search.match.agreement(search.images, one.put_on, batch_size=size) for one in patches
+    )
 
 
 def _traced(found: Sequence[Witness]) -> list[Witness]:

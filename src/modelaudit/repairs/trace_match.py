@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from modelaudit.repairs.stand_ins import StandIn
     from modelaudit.scanners._divergences import Divergences
     from modelaudit.suspect import Suspect
 
@@ -128,17 +127,19 @@ class TraceMatch:
             distances.append(1.0 - F.cosine_similarity(moved, wanted, dim=0))
         return self.weight * torch.stack(distances).mean()
 
-    def agreement(self, images: Tensor, stand_in: StandIn, *, batch_size: int = 256) -> float:
-        """Return how much what a stand-in does to channel means is what the traces say, in [-1, 1].
+    def agreement(
+        self, images: Tensor, shown: Callable[[Tensor], Tensor], *, batch_size: int = 256
+    ) -> float:
+        """Return how much what is done to images moves channel means as the traces say, in [-1, 1].
 
         The cos of the two displacements, averaged over layers.
 
         Args:
             images: those that this match was made for, all of them.
-            stand_in: what is put on them.
+            shown: gives a batch as the network is to see it, under a stand-in.
             batch_size: images computed together.
         """
-        moved = self._means_of(images, batch_size, stand_in.put_on)
+        moved = self._means_of(images, batch_size, shown)
         angles = [
             F.cosine_similarity(
                 (moved[name] - self._clean[name]).mean(0) / self._deviation[name], wanted, dim=0
