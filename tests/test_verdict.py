@@ -429,6 +429,30 @@ def test_a_confirmation_is_told_in_words() -> None:
     )
 
 
+def test_a_strong_finding_of_another_label_is_told() -> None:
+    confirmed = dde(STRONG, 3, is_confirmed=True)
+    found = decide((confirmed, ban(STRONG, 0), mm_bd(SUSPICIOUS, 5)))
+    assert (found.verdict, found.target_labels) == (BACKDOORED, (3,))
+    assert found.reason == (
+        "dde is strong and confirmed on held-out clean images with its controls; ban is strong too "
+        "and names output 0 instead: one of them errs in the label"
+    )
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        (ban(SUSPICIOUS, 0),),
+        (ban(STRONG),),
+        (ban(STRONG, 3),),
+        (ban(STRONG, 0, 3),),
+    ],
+)
+def test_what_names_no_other_label_for_sure_is_not_told(others: tuple[ScannerResult, ...]) -> None:
+    found = decide((dde(STRONG, 3, is_confirmed=True), *others))
+    assert "instead" not in found.reason
+
+
 def test_a_lone_suspicion_is_shown_in_a_clean_verdict() -> None:
     found = decide((ban(NONE), mm_bd(SUSPICIOUS, 3), dde(NO_POWER)))
     assert found.reason == "no strong finding by ban, mm_bd; mm_bd is suspicious, alone"

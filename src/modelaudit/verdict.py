@@ -92,18 +92,24 @@ def decide(
     # Beside a population that does not match, what agrees must also be confirmed.
     for first in strong:
         if agreeing[first.id] and (is_matched or first.is_confirmed):
-            return _backdoored(first, [first, *agreeing[first.id]], "MA-V101")
+            witnesses = [first, *agreeing[first.id]]
+            return _backdoored(first, witnesses, "MA-V101", strong)
     for first in strong:
         if first.is_confirmed:
-            return _backdoored(first, [first], "MA-V102")
+            return _backdoored(first, [first], "MA-V102", strong)
     for first in strong:
         if combined is not None and first.id in combined.supported:
-            return _backdoored(first, [first], "MA-V103")
+            return _backdoored(first, [first], "MA-V103", strong)
     capped = [] if is_matched else [r.id for r in strong if agreeing[r.id]]
     return _not_backdoored(outcomes, voting, strong, accusing, obstacles_to_clean, combined, capped)
 
 
-def _backdoored(first: ScannerResult, witnesses: list[ScannerResult], code: str) -> VerdictRecord:
+def _backdoored(
+    first: ScannerResult,
+    witnesses: list[ScannerResult],
+    code: str,
+    strong: list[ScannerResult],
+) -> VerdictRecord:
     shared: set[int] = set(first.target_labels)
     for other in witnesses[1:]:
         shared = shared & set(other.target_labels) or shared
@@ -125,11 +131,30 @@ def _backdoored(first: ScannerResult, witnesses: list[ScannerResult], code: str)
     return VerdictRecord(
         verdict=Verdict.BACKDOORED,
         reason_code=code,
-        reason=reason + score,
+        reason=reason + score + _named_otherwise(shared, witnesses, strong),
         pattern=pattern,
         target_labels=tuple(sorted(shared)),
         next_step=f"keep the model out of the registry; evidence: {names}",
     )
+
+
+def _named_otherwise(
+    targets: set[int], witnesses: list[ScannerResult], strong: list[ScannerResult]
+) -> str:
+    """Return what is said of strong findings that accuse as well, and of other labels."""
+    said = [
+        f"{other.id} is strong too and names {_outputs(other.target_labels)} instead: one of them "
+        "errs in the label"
+        for other in sorted(strong, key=lambda result: result.id)
+        if other not in witnesses and targets and other.target_labels
+        if not targets & set(other.target_labels)
+    ]
+    return "".join(f"; {sentence}" for sentence in said)
+
+
+def _outputs(labels: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, labels))
+    return f"output {numbers}" if len(labels) == 1 else f"outputs {numbers}"
 
 
 def _not_backdoored(
