@@ -76,7 +76,6 @@ def test_without_noise_the_update_is_that_of_a_weighted_plain_loss() -> None:
             augmentation=Augmentation(padding=1, flip=True),
             draws=torch.Generator().manual_seed(0),
             name="test",
-            keep=None,
         )
     start = tiny_suspect().module.state_dict()
     for name, value in models[0].module.state_dict().items():

@@ -106,7 +106,6 @@ def test_training_moves_the_inner_point_alone() -> None:
         augmentation=Augmentation(),
         draws=torch.Generator().manual_seed(0),
         name="test",
-        keep=None,
         trained=curve.inner,
     )
     assert all(torch.equal(a, b) for a, b in zip(start, curve.start, strict=True))

@@ -67,7 +67,6 @@ def trained_with(weights: tuple[float, ...] | None) -> dict[str, torch.Tensor]:
             augmentation=Augmentation(),
             draws=torch.Generator().manual_seed(0),
             name="test",
-            keep=None,
         )
         assert state_digest(teacher.module) == hooked
     assert state_digest(teacher.module) == before

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from modelaudit.errors import ConfigError, RepairError
-from modelaudit.repairs import PruneMode, prune_mask
+from modelaudit.repairs import PruneMode, _training, prune_mask
 from modelaudit.repairs._augment import Augmentation
 from modelaudit.repairs._training import (
     Objective,
     Schedule,
     TrainingConfig,
     TrainingLog,
+    choose_epoch,
     constant,
     cosine,
     freeze,
-    latest_within,
     train,
-    validation_accuracy,
 )
+from modelaudit.repairs._views import view_accuracy
 from modelaudit.suspect import Suspect
 from tests.helpers.models import suspect_of
 from tests.helpers.training import context_of, copy_of, same_state, tiny_data, tiny_suspect
@@ -37,7 +37,7 @@ def run(
     rate: float = 0.05,
     batch: int = 40,
     max_gradient: float | None = None,
-    keep: object = None,
+    augmentation: Augmentation | None = None,
     **changes: object,
 ) -> TrainingLog:
     """Train `model` on tiny images."""
@@ -49,10 +49,9 @@ def run(
             epochs=epochs, batch=batch, rate=constant(rate), max_gradient=max_gradient
         ),
         objective=Objective(model, dtype=None) if objective is None else objective,
-        augmentation=Augmentation(),
+        augmentation=augmentation or Augmentation(),
         draws=torch.Generator().manual_seed(0),
         name="test",
-        keep=keep,  # type: ignore[arg-type]  # a test's shorthand
         **changes,  # type: ignore[arg-type]
     )
 
@@ -97,7 +96,6 @@ def test_what_was_pruned_before_stays_zero() -> None:
         augmentation=Augmentation(),
         draws=torch.Generator().manual_seed(0),
         name="test",
-        keep=None,
     )
     assert mask.holds(model.module)
     free = copy_of(tiny_suspect())
@@ -128,7 +126,6 @@ def test_the_rate_follows_the_schedule() -> None:
         augmentation=Augmentation(),
         draws=torch.Generator().manual_seed(0),
         name="test",
-        keep=None,
     )
     expected = [0.05 * (1 + math.cos(math.pi * f)) for f in (0.0, 0.25, 0.5, 0.75)]
     assert watch.rates == pytest.approx(expected)
@@ -204,30 +201,37 @@ def test_one_step_is_that_of_plain_sgd_along_a_gradient_of_bounded_length(
 
 
 def test_the_latest_epoch_within_the_budget_is_kept() -> None:
-    keep = latest_within(0.02, epochs=4)
-    assert keep([0.9, 0.95, 0.7, 0.89, 0.87]) == 3
-    assert keep([0.9, 0.5, 0.6, 0.7, 0.88]) == 4
-    later = latest_within(0.02, epochs=4, before=0.7)
-    assert later([0.9, 0.5, 0.6, 0.69, 0.6]) == 3
+    assert choose_epoch({3: 0.89, 4: 0.87}, before=0.9, drop=0.02) == 3
+    assert choose_epoch({3: 0.89, 4: 0.88}, before=0.9, drop=0.02) == 4
+    # Where none is within it, the most accurate one.
+    assert choose_epoch({3: 0.8, 4: 0.8}, before=0.9, drop=0.02) == 4
+    assert choose_epoch({3: 0.81, 4: 0.8}, before=0.9, drop=0.02) == 3
 
 
-def test_epochs_that_have_repaired_nothing_yet_are_not_kept() -> None:
-    keep = latest_within(0.02, epochs=4)
-    assert keep([0.9, 0.95, 0.7, 0.8, 0.8]) == 4
-    assert keep([0.9, 0.95, 0.7, 0.81, 0.8]) == 3
-    assert [keep([0.9, 0.95, 0.7, 0.81][: e + 1]) for e in (1, 2, 3)] == [1, 2, 3]
-    assert latest_within(0.02, epochs=1)([0.9, 0.1]) == 1
+@pytest.mark.parametrize(("epochs", "asked"), [(1, {0, 1}), (2, {0, 2}), (5, {0, 3, 4, 5})])
+def test_epochs_that_have_repaired_nothing_yet_are_not_kept(epochs: int, asked: set[int]) -> None:
+    log = run(copy_of(tiny_suspect()), epochs=epochs, max_drop=0.02)
+    assert set(log.accuracies) == asked
+    assert log.kept in asked - {0}
 
 
-def test_the_weights_of_the_epoch_kept_come_back() -> None:
+def test_the_weights_of_the_epoch_kept_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model, short = copy_of(tiny_suspect()), copy_of(tiny_suspect())
-    log = run(model, epochs=3, keep=lambda accuracies: min(len(accuracies) - 1, 1))
-    run(short, epochs=1)
-    assert log.kept == 1
-    assert len(log.accuracies) == 4
+    accuracies = iter([0.9, 0.89, 0.5])
+    monkeypatch.setattr(_training, "view_accuracy", lambda *_: next(accuracies))
+    log = run(model, epochs=3, max_drop=0.02)
+    assert log.kept == 2
+    assert log.accuracies == {0: 0.9, 2: 0.89, 3: 0.5}
+    run(short, epochs=2)
     assert same_state(model.module, short.module)
-    again = validation_accuracy(model, tiny_data(), context_of())
-    assert again == log.accuracies[1]
+
+
+def test_an_epoch_is_chosen_by_views_of_the_validation_images() -> None:
+    model, data, context = copy_of(tiny_suspect()), tiny_data(), context_of()
+    borne = Augmentation(padding=1, flip=True)
+    before = view_accuracy(model, data, context, borne)
+    log = run(model, epochs=2, max_drop=1.0, augmentation=borne)
+    assert log.accuracies == {0: before, 2: view_accuracy(model, data, context, borne)}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
@@ -245,9 +249,10 @@ def test_frozen_statistics_stay() -> None:
 
 def test_passes_are_counted() -> None:
     model = copy_of(tiny_suspect())
-    run(model, epochs=3, keep=latest_within(1.0, epochs=3))
+    run(model, epochs=3, max_drop=1.0)
     assert model.passes.forward_backward == 3 * 96
-    assert model.passes.forward == 4 * 24
+    # Before the run, and after each epoch of its second half.
+    assert model.passes.forward == 3 * 24
 
 
 def test_dropout_stays_off_and_the_global_generator_untouched() -> None:

@@ -10,8 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from modelaudit.repairs import _walk_back, fine_pruning, finetune, finetune_noise, nad
+from modelaudit.repairs._augment import Augmentation
 from modelaudit.repairs._training import module_state
-from modelaudit.repairs._walk_back import SHARES, Standing, WayBack, between, standing, walk_back
+from modelaudit.repairs._views import VIEWS
+from modelaudit.repairs._walk_back import (
+    SHARES,
+    Standing,
+    WayBack,
+    between,
+    passes,
+    standing,
+    walk_back,
+)
 from tests.helpers.models import suspect_of
 from tests.helpers.training import (
     context_of,
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from modelaudit.repairs import Repair
     from modelaudit.suspect import Suspect
 
+PLAIN = Augmentation()
 BEFORE = Standing(accuracy=0.9, probability=0.8, confidence=0.85)
 
 
@@ -52,19 +63,32 @@ def walked(
     *,
     accuracy_before: float | None = None,
 ) -> tuple[WayBack, Suspect, dict[str, Tensor], dict[str, Tensor]]:
-    """Walk back over places whose accuracy and probability are given, others lose everything."""
+    """Walk back over places whose accuracy and probability are given.
+
+    What is nearer than all of them loses nothing, what lies elsewhere everything.
+    """
     model, start = moved()
     end = module_state(model.module)
-    asked = iter(SHARES)
 
-    def scripted(*_: object, confidence: float) -> Standing:
+    original = None if accuracy_before is None else tiny_suspect()
+
+    def scripted(
+        asked: Suspect, *_: object, augmentation: Augmentation, confidence: float | None = None
+    ) -> Standing:
+        assert augmentation == PLAIN
+        if asked is original:
+            assert accuracy_before is not None
+            return Standing(accuracy=accuracy_before, probability=0.0, confidence=0.0)
         assert confidence == BEFORE.confidence
-        accuracy, probability = places.get(next(asked), (0.0, 0.0))
+        (share,) = (s for s in SHARES if is_at(asked, between(start, end, s)))
+        nothing = (0.9, 0.8) if share < min(places) else (0.0, 0.0)
+        accuracy, probability = places.get(share, nothing)
         return Standing(accuracy=accuracy, probability=probability, confidence=confidence)
 
     monkeypatch.setattr(_walk_back, "standing", scripted)
-    context = context_of(max_accuracy_drop=0.02, accuracy_before=accuracy_before)
-    return walk_back(model, start, tiny_data(), context, before=BEFORE), model, start, end
+    context = context_of(max_accuracy_drop=0.02, original=original)
+    way = walk_back(model, start, tiny_data(), context, augmentation=PLAIN, before=BEFORE)
+    return way, model, start, end
 
 
 def test_the_line_between_two_states() -> None:
@@ -88,18 +112,18 @@ def test_what_costs_little_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_furthest_place_within_half_of_the_budget_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # 0.9 has the accuracy and not the probability, 0.8 the probability and not the accuracy.
-    places = {0.9: (0.9, 0.78), 0.8: (0.88, 0.8), 0.7: (0.89, 0.79), 0.6: (0.9, 0.8)}
+    # The whole way has the accuracy and not the probability, 0.8 the other way round.
+    places = {1.0: (0.9, 0.78), 0.8: (0.88, 0.8), 0.7: (0.89, 0.79)}
     way, model, start, end = walked(monkeypatch, places)
     assert way.kept == 0.7
-    assert [place[0] for place in way.tried] == [1.0, 0.9, 0.8, 0.7]
+    assert [place[0] for place in way.tried] == [1.0, 0.4, 0.7, 0.8]
     assert is_at(model, between(start, end, 0.7))
     assert way.notes == ("70% of what training changed is kept, for the accuracy",)
     assert way.details["kept_share"] == 0.7
 
 
 def test_half_of_what_an_earlier_repair_has_left_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = {0.5: (0.89, 0.79), 0.4: (0.895, 0.8), 0.3: (0.9, 0.796), 0.1: (0.9, 0.8)}
+    places = {0.5: (0.89, 0.79), 0.4: (0.895, 0.8), 0.3: (0.9, 0.796), 0.2: (0.899, 0.8)}
     assert walked(monkeypatch, places)[0].kept == 0.5
     # A point and more of two is gone: four tenths of one are left.
     assert walked(monkeypatch, places, accuracy_before=0.912)[0].kept == 0.3
@@ -113,21 +137,38 @@ def test_half_of_what_an_earlier_repair_has_left_is_spent(monkeypatch: pytest.Mo
 def test_answers_that_are_no_numbers_are_none(factor: float) -> None:
     images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = data_of(images, images[:, :, 0, 0].argmax(1))
-    broken = standing(suspect_of(_Fixed(factor), classes=3), data, context_of(), confidence=0.9)
+    broken = standing(
+        suspect_of(_Fixed(factor), classes=3),
+        data,
+        context_of(),
+        augmentation=PLAIN,
+        confidence=0.9,
+    )
     assert broken.probability == 0.0
 
 
 def test_where_nothing_is_within_the_budget_the_best_place_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    places = {0.9: (0.85, 0.7), 0.6: (0.85, 0.77), 0.4: (0.85, 0.78), 0.1: (0.7, 0.8)}
+    # Halving the way looks at these.
+    places = {1.0: (0.85, 0.7), 0.4: (0.85, 0.77), 0.1: (0.85, 0.78), 0.02: (0.7, 0.8)}
     way, model, start, end = walked(monkeypatch, places)
-    assert way.kept == 0.6
+    assert way.kept == 0.4
     assert not way.is_within
     assert "more than half of the accuracy budget" in way.notes[0]
     assert way.details["is_within_half_of_budget"] is False
-    assert len(way.tried) == len(SHARES)
-    assert is_at(model, between(start, end, 0.6))
+    assert [place[0] for place in way.tried] == [1.0, 0.4, 0.1, 0.02]
+    assert is_at(model, between(start, end, 0.4))
+
+
+@pytest.mark.parametrize("furthest", SHARES)
+def test_every_place_can_be_found(monkeypatch: pytest.MonkeyPatch, furthest: float) -> None:
+    way, model, start, end = walked(monkeypatch, {furthest: (0.9, 0.8)})
+    assert way.kept == furthest
+    assert is_at(model, between(start, end, furthest))
+    # What is estimated beforehand, with one before the training and one of the original.
+    data = tiny_data()
+    assert (len(way.tried) + 2) * VIEWS * len(data.validation) <= passes(data)
 
 
 class _Fixed(nn.Module):
@@ -148,7 +189,7 @@ def test_a_standing_is_measured_on_the_validation_images() -> None:
     labels[:20] = (labels[:20] + 1) % 3
     data = data_of(images, labels)
     model = suspect_of(_Fixed(4.0), classes=3)
-    now = standing(model, data, context_of(batch_size=7))
+    now = standing(model, data, context_of(batch_size=7), augmentation=PLAIN)
     rows = data.validation
     # Normalised by a mean and deviation of a half, whose mean no softmax sees.
     probabilities = (4.0 * 2 * images[rows, :, 0, 0]).double().softmax(1)
@@ -164,10 +205,11 @@ def test_a_standing_is_measured_on_the_validation_images() -> None:
 def test_how_sure_a_network_is_does_not_count(factor: float) -> None:
     images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = data_of(images, images[:, :, 0, 0].argmax(1))
-    wanted = standing(suspect_of(_Fixed(4.0), classes=3), data, context_of())
+    wanted = standing(suspect_of(_Fixed(4.0), classes=3), data, context_of(), augmentation=PLAIN)
     other = suspect_of(_Fixed(factor), classes=3)
-    assert not math.isclose(standing(other, data, context_of()).probability, wanted.probability)
-    now = standing(other, data, context_of(), confidence=wanted.confidence)
+    own = standing(other, data, context_of(), augmentation=PLAIN)
+    assert not math.isclose(own.probability, wanted.probability)
+    now = standing(other, data, context_of(), augmentation=PLAIN, confidence=wanted.confidence)
     assert now.probability == pytest.approx(wanted.probability, abs=1e-6)
     assert now.accuracy == wanted.accuracy
 
@@ -175,7 +217,13 @@ def test_how_sure_a_network_is_does_not_count(factor: float) -> None:
 def test_a_network_without_an_opinion_is_measured_too() -> None:
     data = tiny_data()
     flat = suspect_of(_Fixed(0.0), classes=3)
-    now = standing(flat, data_of(data.images, data.labels % 3), context_of(), confidence=0.9)
+    now = standing(
+        flat,
+        data_of(data.images, data.labels % 3),
+        context_of(),
+        augmentation=PLAIN,
+        confidence=0.9,
+    )
     assert now.probability == pytest.approx(1 / 3)
 
 
@@ -207,10 +255,10 @@ def test_what_trains_walks_back_to_where_its_training_began(
     seen: dict[str, Any] = {}
 
     def watched(
-        model: Suspect, start: dict[str, Tensor], *rest: object, before: Standing
+        model: Suspect, start: dict[str, Tensor], *rest: object, **given: object
     ) -> WayBack:
-        seen.update(start=start, end=module_state(model.module), before=before)
-        return walk_back(model, start, *rest, before=before)  # type: ignore[arg-type]  # passed on
+        seen.update(given, start=start, end=module_state(model.module))
+        return walk_back(model, start, *rest, **given)  # type: ignore[arg-type]  # passed on
 
     monkeypatch.setattr(module, "walk_back", watched)
     context = context_of(max_accuracy_drop=0.02)
@@ -218,7 +266,8 @@ def test_what_trains_walks_back_to_where_its_training_began(
     kept = result.details["kept_share"]
     assert isinstance(kept, float)
     assert 0 < kept < 1
-    assert seen["before"] == standing(suspect, data, context)
+    assert seen["augmentation"] == PLAIN
+    assert seen["before"] == standing(suspect, data, context, augmentation=PLAIN)
     begun, old = seen["start"], suspect.module.state_dict()
     changed = {name for name, tensor in begun.items() if not torch.equal(tensor, old[name])}
     # Fine-pruning has cut its channels out of the classifier before it trains.
@@ -241,7 +290,7 @@ def test_nobody_has_walked() -> None:
 def test_training_that_costs_nothing_is_left_alone() -> None:
     model = copy_of(tiny_suspect())
     start = module_state(model.module)
-    before = standing(model, tiny_data(), context_of())
-    way = walk_back(model, start, tiny_data(), context_of(), before=before)
+    before = standing(model, tiny_data(), context_of(), augmentation=PLAIN)
+    way = walk_back(model, start, tiny_data(), context_of(), augmentation=PLAIN, before=before)
     assert way.kept == 1.0
     assert same_state(model.module, tiny_suspect().module)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from modelaudit.engine.witness import Witnesses
     from modelaudit.progress import Progress
     from modelaudit.repair_results import Effect
-    from modelaudit.repairs import PruneMask, Repair, RepairData, RepairedModel
+    from modelaudit.repairs import PruneMask, Repair, RepairedModel
     from modelaudit.scanners.base import Scanner
 
 
@@ -135,7 +135,7 @@ def attempt(
         max_accuracy_drop=request.max_accuracy_drop,
         search_dtype=fast_dtype(suspect.device),
         pruned=None if onto is None else onto.mask,
-        accuracy_before=None if onto is None else _accuracy(suspect, images.data),
+        original=None if onto is None else suspect,
     )
     try:
         made = repair.repair(start, images.data, context=context)
@@ -283,11 +283,6 @@ def _is_in_file(tensors: Mapping[str, Tensor], opened: Opened) -> bool:
     """Whether the file holds these very values."""
     old = opened.read.weights.tensors
     return all(torch.equal(old[name].cpu(), tensor) for name, tensor in tensors.items())
-
-
-def _accuracy(suspect: Suspect, data: RepairData) -> float:
-    predictions = suspect.predict(data.images[data.validation])
-    return float((predictions == data.labels[data.validation]).double().mean())
 
 
 def _mask(made: RepairedModel, onto: Attempt | None) -> PruneMask | None:

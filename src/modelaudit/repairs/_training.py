@@ -7,7 +7,8 @@ global state, which the library neither seeds nor uses, and a repair is short.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +20,11 @@ from modelaudit.errors import RepairError
 from modelaudit.hardware import fast_format
 from modelaudit.repairs._augment import Augmentation, augment, choose_augmentation
 from modelaudit.repairs._batchnorm import set_batchnorm_training
+from modelaudit.repairs._views import view_accuracy
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -164,42 +166,30 @@ class TrainingLog:
 
     Attributes:
         losses: mean loss of each epoch.
-        accuracies: accuracy over the validation images before the run and after each epoch; empty
-            where no epoch is chosen.
         kept: epoch whose weights the model has now, counted from 1.
+        accuracies: over views of the validation images, of the epochs that could be kept, and of
+            the model before the run as epoch 0; empty where no epoch is chosen.
     """
 
     losses: tuple[float, ...]
-    accuracies: tuple[float, ...]
     kept: int
+    accuracies: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def latest_within(
-    drop: float, *, epochs: int, before: float | None = None
-) -> Callable[[Sequence[float]], int]:
-    """Return the rule that keeps the latest epoch whose accuracy drop is within `drop`.
+def choose_epoch(accuracies: Mapping[int, float], *, before: float, drop: float) -> int:
+    """Return the latest epoch whose accuracy drop is within `drop`.
 
-    Only the second half of a run is asked. The first epochs are accurate because they have repaired
-    nothing yet: the backdoor leaves with time, and the accuracy comes back as the rate falls. Where
-    no epoch of that half is within the budget, its most accurate one is kept, the latest of equals;
-    whether the loss is too large is then for the caller to say.
+    Where there is none the most accurate one, the latest of equals; whether the loss is too large
+    is then for the caller to say.
 
     Args:
+        accuracies: of the epochs to choose from, counted from 1; one at least.
+        before: accuracy before the run.
         drop: the budget.
-        epochs: length of the run.
-        before: accuracy that the drop is counted from; that before the run if None.
     """
-
-    def choose(accuracies: Sequence[float]) -> int:
-        done = len(accuracies) - 1
-        # A run that is not yet half done keeps what it has.
-        asked = range(min(epochs // 2 + 1, done), done + 1)
-        floor = (accuracies[0] if before is None else before) - drop
-        # Accuracies are quotients of counts; the budget must not fall to their rounding.
-        within = [e for e in asked if accuracies[e] >= floor - 1e-9]
-        return within[-1] if within else max(asked, key=lambda e: (accuracies[e], e))
-
-    return choose
+    # Accuracies are quotients of counts; the budget must not fall to their rounding.
+    within = [epoch for epoch, accuracy in accuracies.items() if accuracy >= before - drop - 1e-9]
+    return max(within, default=max(accuracies, key=lambda epoch: (accuracies[epoch], epoch)))
 
 
 def train(
@@ -212,7 +202,7 @@ def train(
     augmentation: Augmentation,
     draws: torch.Generator,
     name: str,
-    keep: Callable[[Sequence[float]], int] | None,
+    max_drop: float | None = None,
     taught: Tensor | None = None,
     trained: Sequence[Tensor] | None = None,
     is_batchnorm_frozen: bool = False,
@@ -228,8 +218,10 @@ def train(
         augmentation: of the work images.
         draws: CPU generator of order, crops and mirror images.
         name: of the progress task, which gets one unit per epoch.
-        keep: index of the epoch to keep, from the accuracies before the run and after each epoch;
-            None keeps the last and looks at no validation image.
+        max_drop: accuracy that the epoch to be kept may have lost, see `choose_epoch`. Only the
+            second half of the run is asked: the first epochs are accurate because they have
+            repaired nothing yet, the backdoor leaves with time, and the accuracy comes back as the
+            rate falls. None keeps the last epoch and looks at no validation image.
         taught: what is learned of each image instead of its label, ``(N, K)`` probabilities; None
             for the labels.
         trained: tensors that the optimiser moves; every parameter of the module if None.
@@ -249,12 +241,15 @@ def train(
         nesterov=schedule.is_nesterov,
     )
     steps = max(1, math.ceil(len(data.work) / schedule.batch))
-    accuracies = [] if keep is None else [validation_accuracy(model, data, context)]
+    accuracies: dict[int, float] = {}
+    before = 0.0
+    if max_drop is not None:
+        before = view_accuracy(model, data, context, augmentation)
     losses: list[float] = []
     kept = schedule.epochs
     kept_state: dict[str, Tensor] = {}
     with context.progress.task(name, schedule.epochs) as task:
-        for epoch in range(schedule.epochs):
+        for epoch in range(1, schedule.epochs + 1):
             set_batchnorm_training(module, is_training=not is_batchnorm_frozen)
             order = data.work
             if schedule.is_shuffled:
@@ -262,7 +257,7 @@ def train(
             total = torch.zeros((), device=model.device)
             for step, rows in enumerate(order.tensor_split(steps)):
                 for group in optimiser.param_groups:
-                    group["lr"] = schedule.rate((epoch + step / steps) / schedule.epochs)
+                    group["lr"] = schedule.rate((epoch - 1 + step / steps) / schedule.epochs)
                 batch = augment(data.images[rows], augmentation, generator=draws)
                 loss = objective.loss(batch, labels[rows.to(labels.device)])
                 optimiser.zero_grad(set_to_none=True)
@@ -278,21 +273,23 @@ def train(
             losses.append(float(total) / steps)
             if not math.isfinite(losses[-1]):
                 raise RepairError(
-                    f"expected a finite loss, it was {losses[-1]!r} in epoch {epoch + 1}; lower "
+                    f"expected a finite loss, it was {losses[-1]!r} in epoch {epoch}; lower "
                     "learning_rate"
                 )
             objective.after_epoch()
-            if keep is not None:
-                accuracies.append(validation_accuracy(model, data, context))
-                if keep(accuracies) == epoch + 1:
-                    kept, kept_state = epoch + 1, module_state(module)
+            if max_drop is not None and epoch > schedule.epochs // 2:
+                accuracies[epoch] = view_accuracy(model, data, context, augmentation)
+                if choose_epoch(accuracies, before=before, drop=max_drop) == epoch:
+                    kept, kept_state = epoch, module_state(module)
             task.advance()
-    if keep is not None and kept != schedule.epochs:
+    if max_drop is not None and kept != schedule.epochs:
         module.load_state_dict(kept_state)
     for parameter in module.parameters():
         parameter.grad = None
     module.to(memory_format=torch.contiguous_format)
-    return TrainingLog(losses=tuple(losses), accuracies=tuple(accuracies), kept=kept)
+    if max_drop is not None:
+        accuracies = {0: before} | accuracies
+    return TrainingLog(losses=tuple(losses), kept=kept, accuracies=MappingProxyType(accuracies))
 
 
 def augmentation_for(

@@ -3,7 +3,7 @@
 Training on few images costs accuracy, and the cost grows faster than the distance: on the straight
 line between the weights before and after it, half of the way costs far less than half
 (docs/adr/0020-walking-back.md). So a repair trains to the end of its schedule and then walks back
-until the validation images show no more than its part of the budget.
+until views of the validation images show no more than its part of the budget.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.repairs._training import module_state
+from modelaudit.repairs._views import VIEWS, view_logits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
+    from modelaudit.repairs._augment import Augmentation
     from modelaudit.repairs.base import RepairContext
     from modelaudit.repairs.data import RepairData
     from modelaudit.results import Json
@@ -35,8 +37,9 @@ _OVER = (
 )
 #: Temperatures that the confidence of a place is matched by, and halvings of that range.
 _COLDEST, _HOTTEST, _HALVINGS = 0.05, 20.0, 40
-#: Shares of the way that are looked at, the furthest first.
+#: Shares of the way that may be kept, the furthest first, and how many of them a walk looks at.
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
+_LOOKS = 1 + math.ceil(math.log2(len(SHARES)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,8 @@ class WayBack:
     Attributes:
         kept: share of the way that is kept; 1 for the trained weights.
         is_within: whether it costs no more than its part of the budget.
-        tried: share, accuracy and probability of the right class of every place looked at.
+        tried: share, accuracy and probability of the right class of every place looked at, in the
+            order in which they were.
     """
 
     kept: float = 1.0
@@ -76,12 +80,12 @@ class WayBack:
 class Standing:
     """How well a network answers the validation images.
 
-    A few hundred images tell accuracies a point and a half apart at best. The probability of the
-    right class moves with every image, and on the way of a training run it falls as the accuracy
-    over many images does; how sure a network is of all its answers must be taken out of it.
+    Where the network bears no views, a few hundred images tell accuracies a point and a half apart
+    at best. The probability of the right class moves with every image; how sure a network is of all
+    its answers must be taken out of it.
 
     Attributes:
-        accuracy: share of the images whose likeliest class is right.
+        accuracy: share of the views whose likeliest class is right.
         probability: mean probability of the right class, at a temperature at which the mean largest
             probability is `confidence`.
         confidence: that of the suspect.
@@ -93,20 +97,23 @@ class Standing:
 
 
 def standing(
-    model: Suspect, data: RepairData, context: RepairContext, *, confidence: float | None = None
+    model: Suspect,
+    data: RepairData,
+    context: RepairContext,
+    *,
+    augmentation: Augmentation,
+    confidence: float | None = None,
 ) -> Standing:
-    """Measure a network on the validation images, in float32; one forward pass of each.
+    """Measure a network on views of the validation images, in float32.
 
     Args:
         model: the network.
-        data: `validation` and labels.
-        context: gives the batch size.
+        data: see `view_logits`, as for `context`.
+        context: see there.
+        augmentation: what the network bears.
         confidence: see `Standing`; None takes the network's own.
     """
-    with torch.no_grad():
-        parts = data.images[data.validation].split(context.batch_size)
-        logits = torch.cat([model.logits(part) for part in parts]).double().cpu()
-    labels = data.labels[data.validation].cpu()
+    logits, labels = view_logits(model, data, context, augmentation)
     if confidence is None:
         confidence = _confidence(logits)
     else:
@@ -118,6 +125,11 @@ def standing(
         probability=float(right.nan_to_num(0.0).mean()),
         confidence=confidence,
     )
+
+
+def passes(data: RepairData) -> int:
+    """Return the forward passes of a walk back and of the standings before it, at most."""
+    return (2 + _LOOKS) * VIEWS * len(data.validation)
 
 
 def _confidence(logits: Tensor) -> float:
@@ -141,43 +153,54 @@ def walk_back(
     data: RepairData,
     context: RepairContext,
     *,
+    augmentation: Augmentation,
     before: Standing,
 ) -> WayBack:
     """Move ``model.module`` from its trained weights towards `start`, as far as it has to.
 
     Weights and running statistics go together, on the straight line; where a neuron is pruned at
-    both ends it is everywhere between. Counters of batches stay the trained ones.
+    both ends it is everywhere between. Counters of batches stay the trained ones. The way is
+    halved, for what is further costs more.
 
     Args:
         model: the trained copy, in eval mode.
         start: `module_state` before the training.
         data: `validation` says what a place costs.
         context: gives the budget; what an earlier repair has cost is no longer left of it.
-        before: of the copy before anything was done to it.
+        augmentation: what the network bears.
+        before: of the copy before anything was done to it, with the same augmentation.
 
     Returns:
         The furthest of `SHARES` where neither accuracy nor probability of the right class is lower
-        than before by more than `SPENT` of what is left of the budget. Where there is none, as
-        where pruning has cost more before the training, the one where the larger of the two losses
-        is least, the furthest of equals.
+        than before by more than `SPENT` of what is left of the budget. Where none of those looked
+        at is, as where pruning has cost more before the training, the one where the larger of the
+        two losses is least, the furthest of equals.
     """
     end = module_state(model.module)
     left = context.max_accuracy_drop
-    if context.accuracy_before is not None:
-        left -= max(0.0, context.accuracy_before - before.accuracy)
+    if context.original is not None:
+        first = standing(context.original, data, context, augmentation=augmentation)
+        left -= max(0.0, first.accuracy - before.accuracy)
+    # Accuracies are quotients of counts; the budget must not fall to their rounding.
+    limit = SPENT * max(0.0, left) + 1e-9
     tried: list[tuple[float, float, float]] = []
     losses: dict[float, float] = {}
-    for share in SHARES:
+    places = list(SHARES)
+    while places:
+        # The whole way first: where it costs little there is nothing to walk.
+        middle = 0 if not tried else len(places) // 2
+        share = places[middle]
         model.module.load_state_dict(between(start, end, share))
-        now = standing(model, data, context, confidence=before.confidence)
+        now = standing(
+            model, data, context, augmentation=augmentation, confidence=before.confidence
+        )
         tried.append((share, now.accuracy, now.probability))
         losses[share] = max(before.accuracy - now.accuracy, before.probability - now.probability)
-        # Accuracies are quotients of counts; the budget must not fall to their rounding.
-        if losses[share] <= SPENT * max(0.0, left) + 1e-9:
-            return WayBack(kept=share, tried=tuple(tried))
-    kept = min(losses, key=lambda share: (losses[share], -share))
+        places = places[:middle] if losses[share] <= limit else places[middle + 1 :]
+    within = [share for share, loss in losses.items() if loss <= limit]
+    kept = max(within, default=min(losses, key=lambda share: (losses[share], -share)))
     model.module.load_state_dict(between(start, end, kept))
-    return WayBack(kept=kept, is_within=False, tried=tuple(tried))
+    return WayBack(kept=kept, is_within=bool(within), tried=tuple(tried))
 
 
 def between(

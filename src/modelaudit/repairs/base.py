@@ -49,20 +49,19 @@ class RepairContext(Context):
         findings: what a scan of this suspect said; may be empty.
         max_accuracy_drop: what the whole repair may cost in clean accuracy, a fraction.
         pruned: neurons that an earlier repair has pruned; they stay so.
-        accuracy_before: accuracy over the validation images that the cost is counted from, where an
-            earlier repair has cost some already; None is that of the model as it is given.
+        original: the model that the cost is counted from, where an earlier repair has cost some
+            already; None is the model as it is given.
     """
 
     profile: Profile | None = None
     findings: tuple[ScannerResult, ...] = ()
     max_accuracy_drop: float = 0.02
     pruned: PruneMask | None = None
-    accuracy_before: float | None = None
+    original: Suspect | None = None
 
     def __post_init__(self) -> None:
         configuration.require_range(self, "batch_size", low=1)
         configuration.require_range(self, "max_accuracy_drop", low=0, high=1)
-        configuration.require_range(self, "accuracy_before", low=0, high=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

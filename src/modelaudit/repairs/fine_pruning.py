@@ -24,7 +24,7 @@ from modelaudit.repairs._training import (
     module_state,
     train,
 )
-from modelaudit.repairs._walk_back import SHARES, standing, walk_back
+from modelaudit.repairs._walk_back import passes, standing, walk_back
 from modelaudit.repairs.base import Change, Repair, RepairContext
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
@@ -213,7 +213,6 @@ class FinePruningPaperCodeRepair(Repair[FinePruningPaperCodeConfig]):
             augmentation=augmentation_for(model, data, context, crop=True, flip=config.flip),
             draws=generator(context.seed, self.id, "paper_code"),
             name=self.full_id,
-            keep=None,
         )
         return Change(history=log.losses, details=_details(model, columns, pruned))
 
@@ -250,7 +249,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
     """
 
     id = "fine_pruning"
-    version = "2"
+    version = "3"
     summary = "prunes feature channels that clean images leave dormant, then fine-tunes"
     reference = "[FP18] §3.3"
     config_type = FinePruningConfig
@@ -270,7 +269,8 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             trials = 2 + int(self.config.max_fraction * suspect.split.feature_shape[0])
         return Cost(
             forward=len(data.work)
-            + (len(SHARES) + 6 + trials) * len(data.validation)
+            + passes(data)
+            + (5 + trials) * len(data.validation)
             + _probe_passes(suspect),
             forward_backward=epochs * len(data.work),
         )
@@ -278,8 +278,8 @@ class FinePruningRepair(Repair[FinePruningConfig]):
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
         columns = feature_columns(model)
-        before = standing(model, data, context)
         augmentation = config.augmentation(model, data, context)
+        before = standing(model, data, context, augmentation=augmentation)
         pruned = prune_dormant(
             model,
             data,
@@ -304,9 +304,8 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=None,
         )
-        way = walk_back(model, start, data, context, before=before)
+        way = walk_back(model, start, data, context, augmentation=augmentation, before=before)
         return Change(history=log.losses, details=details | way.details, notes=way.notes)
 
 

@@ -22,7 +22,7 @@ from modelaudit.repairs._training import (
     module_state,
     train,
 )
-from modelaudit.repairs._walk_back import SHARES, standing, walk_back
+from modelaudit.repairs._walk_back import passes, standing, walk_back
 from modelaudit.repairs.base import Change, Repair, RepairContext
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
@@ -96,7 +96,6 @@ class FinetunePaperCodeRepair(Repair[FinetunePaperCodeConfig]):
             augmentation=augmentation_for(model, data, context, crop=True, flip=config.flip),
             draws=generator(context.seed, self.id, "paper_code"),
             name=self.full_id,
-            keep=None,
         )
         return Change(history=log.losses)
 
@@ -128,7 +127,7 @@ class FinetuneRepair(Repair[FinetuneConfig]):
     """
 
     id = "finetune"
-    version = "2"
+    version = "3"
     summary = "plain fine-tuning on clean images"
     reference = "[BAN24] Table 3, baseline"
     config_type = FinetuneConfig
@@ -142,7 +141,7 @@ class FinetuneRepair(Repair[FinetuneConfig]):
         """Return the passes of training, of validation and of the augmentation's."""
         epochs = self.config.epochs
         return Cost(
-            forward=(len(SHARES) + 4) * len(data.validation),
+            forward=passes(data) + 3 * len(data.validation),
             forward_backward=epochs * len(data.work),
         )
 
@@ -150,7 +149,8 @@ class FinetuneRepair(Repair[FinetuneConfig]):
         config = self.config
         freeze(model.module, config.frozen)
         augmentation = config.augmentation(model, data, context)
-        before, start = standing(model, data, context), module_state(model.module)
+        before = standing(model, data, context, augmentation=augmentation)
+        start = module_state(model.module)
         log = train(
             model,
             data,
@@ -160,10 +160,9 @@ class FinetuneRepair(Repair[FinetuneConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=None,
             is_batchnorm_frozen=config.is_batchnorm_frozen,
         )
-        way = walk_back(model, start, data, context, before=before)
+        way = walk_back(model, start, data, context, augmentation=augmentation, before=before)
         return Change(
             history=log.losses,
             details={

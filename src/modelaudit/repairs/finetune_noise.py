@@ -34,7 +34,7 @@ from modelaudit.repairs._training import (
     module_state,
     train,
 )
-from modelaudit.repairs._walk_back import SHARES, standing, walk_back
+from modelaudit.repairs._walk_back import passes, standing, walk_back
 from modelaudit.repairs.base import Change, Repair, RepairContext
 from modelaudit.repairs.targets import named_targets
 from modelaudit.results import Cost
@@ -230,7 +230,6 @@ class FinetuneNoisePaperCodeRepair(Repair[FinetuneNoisePaperCodeConfig]):
             augmentation=augmentation_for(model, data, context, crop=True, flip=config.flip),
             draws=generator(context.seed, self.id, "paper_code", "training"),
             name=self.full_id,
-            keep=None,
         )
         return Change(history=log.losses, details={"noisy_losses": list(objective.noisy_losses)})
 
@@ -279,7 +278,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
     """
 
     id = "finetune_noise"
-    version = "3"
+    version = "4"
     summary = "fine-tuning under adversarial neuron noise"
     reference = "[BAN24] Eq. 8"
     config_type = FinetuneNoiseConfig
@@ -294,7 +293,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
         config = self.config
         taught = len(data.work) if config.is_distilled else 0
         return Cost(
-            forward=(len(SHARES) + 4) * len(data.validation) + taught,
+            forward=passes(data) + 3 * len(data.validation) + taught,
             forward_backward=(config.steps + 2) * config.epochs * len(data.work),
         )
 
@@ -313,7 +312,8 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             targets=targets,
             aimed_fraction=config.aimed_fraction,
         )
-        before, start = standing(model, data, context), module_state(model.module)
+        before = standing(model, data, context, augmentation=augmentation)
+        start = module_state(model.module)
         taught = None
         if config.is_distilled:
             taught = torch.zeros(len(data.images), model.num_classes)
@@ -330,9 +330,8 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
             taught=taught,
-            keep=None,
         )
-        way = walk_back(model, start, data, context, before=before)
+        way = walk_back(model, start, data, context, augmentation=augmentation, before=before)
         return Change(
             history=log.losses,
             details={

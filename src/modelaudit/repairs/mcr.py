@@ -90,7 +90,6 @@ def connect(
         augmentation=augmentation,
         draws=generator(context.seed, *seed, "end"),
         name=f"{name} end",
-        keep=None,
     )
     end = weights_of(model.module)
     if all(torch.equal(a, b) for a, b in zip(start, end, strict=True)):
@@ -115,7 +114,6 @@ def connect(
         augmentation=augmentation,
         draws=generator(context.seed, *seed, "curve"),
         name=name,
-        keep=None,
         trained=objective.inner,
     )
     return objective, log.losses

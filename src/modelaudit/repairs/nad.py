@@ -27,7 +27,7 @@ from modelaudit.repairs._training import (
     module_state,
     train,
 )
-from modelaudit.repairs._walk_back import SHARES, WayBack, standing, walk_back
+from modelaudit.repairs._walk_back import WayBack, passes, standing, walk_back
 from modelaudit.repairs.base import Change, Repair, RepairContext
 from modelaudit.results import Cost
 from modelaudit.seeds import generator
@@ -128,7 +128,7 @@ def distil(
         is_walked_back: whether the student may keep a part of its change only, for the accuracy.
         seed: parts of the derived seeds.
     """
-    before = standing(model, data, context) if is_walked_back else None
+    before = standing(model, data, context, augmentation=augmentation) if is_walked_back else None
     start = module_state(model.module) if is_walked_back else {}
     stages = find_stages(model, count=len(weights))
     teacher = twin(model)
@@ -143,7 +143,6 @@ def distil(
         augmentation=augmentation,
         draws=generator(context.seed, *seed, "teacher"),
         name=f"{name} teacher",
-        keep=None,
     )
     teacher.module.to(memory_format=fast_format(teacher.module, teacher.device))
     teacher.module.requires_grad_(False)
@@ -168,12 +167,11 @@ def distil(
             augmentation=replace(augmentation, hole=hole),
             draws=generator(context.seed, *seed, "student"),
             name=name,
-            keep=None,
         )
     # The recorders are gone: what is looked at now is only whether the answers are right.
     way = WayBack()
     if before is not None:
-        way = walk_back(model, start, data, context, before=before)
+        way = walk_back(model, start, data, context, augmentation=augmentation, before=before)
     return Change(
         history=log.losses,
         details={
@@ -319,7 +317,7 @@ class NadRepair(Repair[NadConfig]):
     """
 
     id = "nad"
-    version = "2"
+    version = "3"
     summary = "distils the attention of a fine-tuned copy into the model"
     reference = "[NAD21] Eq. 1-3"
     config_type = NadConfig
@@ -333,7 +331,7 @@ class NadRepair(Repair[NadConfig]):
         """Return the passes of teacher, student, validation and of the augmentation's choice."""
         config, images = self.config, len(data.work)
         return Cost(
-            forward=config.epochs * images + (len(SHARES) + 4) * len(data.validation) + 2,
+            forward=config.epochs * images + passes(data) + 3 * len(data.validation) + 2,
             forward_backward=(config.teacher_epochs + config.epochs) * images,
         )
 

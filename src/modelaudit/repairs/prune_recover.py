@@ -248,7 +248,6 @@ class PruneRecoverRepair(Repair[PruneRecoverConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training", number),
             name=f"{self.full_id} recovery {number + 1}",
-            keep=None,
             is_batchnorm_frozen=True,
         )
         return log.losses

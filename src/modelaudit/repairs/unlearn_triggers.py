@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from modelaudit.config import require_range
 from modelaudit.repairs._distil import Distilling, teacher_of
-from modelaudit.repairs._training import TrainingConfig, latest_within, train
+from modelaudit.repairs._training import TrainingConfig, train
+from modelaudit.repairs._views import VIEWS
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.repairs.place_search import SearchSettings, Traces, is_large_patch, searches
 from modelaudit.repairs.stand_in_bank import StandInBank
@@ -163,7 +164,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     """
 
     id = "unlearn_triggers"
-    version = "4"
+    version = "5"
     summary = "searches stand-ins for the trigger and unlearns what they do"
     reference = "[NC19] §VI-C"
     config_type = UnlearnTriggersConfig
@@ -188,7 +189,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         if has_traces:
             asked += len(data.as_trained)
         return Cost(
-            forward=asked + (epochs + 4) * len(data.validation),
+            forward=asked + ((epochs - epochs // 2 + 1) * VIEWS + 3) * len(data.validation),
             forward_backward=count * config.search_steps * config.search_batch
             + 2 * epochs * len(data.work),
         )
@@ -232,9 +233,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             augmentation=augmentation,
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
-            keep=latest_within(
-                context.max_accuracy_drop, epochs=epochs, before=context.accuracy_before
-            ),
+            max_drop=context.max_accuracy_drop,
             is_batchnorm_frozen=True,
         )
         unlearned = f"{len(bank.kept)} of {len(bank.log)} searched{_left_out(bank)}"
@@ -242,7 +241,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             history=log.losses,
             details={
                 "kept_epoch": log.kept,
-                "validation_accuracies": list(log.accuracies),
+                "validation_accuracies": [[e, share] for e, share in log.accuracies.items()],
                 "searches": _rows(bank),
                 "searches_are": "map, form, pixels replaced or moved by, success",
                 "maps": [led.tolist() for led in maps],
