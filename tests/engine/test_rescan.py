@@ -122,7 +122,7 @@ def test_traces_that_lead_nowhere_do_not_keep_a_rescan_from_being_clean(opened: 
     verdict = read_rescan(AFTER, NOWHERE, explained(), opened, REQUEST)
     assert verdict.verdict is Verdict.CLEAN
     assert verdict.reason_code == "MA-V002"
-    assert "traces in statistics that the repair left as they were" in verdict.reason
+    assert "traces of before in running statistics, and these lead nowhere" in verdict.reason
 
 
 def accused_nobody() -> ScanSummary:
@@ -295,6 +295,63 @@ def test_statistics_of_the_suspect_need_no_power_on_the_repaired_model(opened: O
     assert read == ("mbns",)
     assert read_rescan(after, tried, read, opened, REQUEST).verdict is Verdict.CLEAN
     assert explained(after=after) == ()
+
+
+def test_traces_that_training_has_faded_are_answered(opened: Opened) -> None:
+    shifting = mbns(score=200.0, pattern=Pattern.ALL_TO_ALL, is_confirmed=True)
+    before = summary(shifting)
+    after = summary(replace(shifting, score=150.0), other(Finding.NONE))
+    assert after.verdict.verdict is Verdict.BACKDOORED
+    tried = (stand_in(0.03, target=None), replace(effect(0.9, is_of_rescan=True), target=None))
+    read = explained(before, after, tried, are_statistics_kept=False, are_weights_trained=True)
+    assert read == ("mbns",)
+    verdict = read_rescan(after, tried, read, opened, REQUEST)
+    assert (verdict.verdict, verdict.reason_code) == (Verdict.CLEAN, "MA-V002")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"are_weights_trained": False},
+        {"effects": ()},
+        {"effects": (stand_in(0.2),)},
+        {"effects": (stand_in(0.03), replace(effect(0.3), target=1))},
+        {"before": accused_nobody()},
+        {"before": summary(mbns(score=60.0, target_labels=(2,)))},
+        {"after": summary(mbns(Finding.NO_POWER))},
+        {"after": summary(replace(NAMED_AFTER, target_labels=(1,)))},
+        {
+            "after": summary(
+                mbns(
+                    target_labels=(1,),
+                    pattern=Pattern.ALL_TO_ONE,
+                    config={"max_accuracy_drop": 0.06},
+                    evidence={"pruned_accuracy_drop": 0.3},
+                )
+            )
+        },
+    ],
+    ids=[
+        "the repair has not trained",
+        "nothing was tried",
+        "the stand-in leads a fifth",
+        "a push to another target leads",
+        "it did not accuse before",
+        "it is louder than before",
+        "it has no power",
+        "it names another target",
+        "it names another target, which its controls disprove",
+    ],
+)
+def test_what_moved_statistics_show_besides_is_not_answered(changed: dict[str, Any]) -> None:
+    given: dict[str, Any] = {
+        "after": summary(NAMED_AFTER),
+        "effects": (stand_in(0.03),),
+        "are_statistics_kept": False,
+        "are_weights_trained": True,
+    }
+    assert explained(**given) == ("mbns",)
+    assert explained(**{**given, **changed}) == ()
 
 
 @pytest.mark.parametrize(

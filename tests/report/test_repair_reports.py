@@ -140,7 +140,7 @@ def test_the_page_shows_what_a_target_and_the_worst_class_lost() -> None:
 
 def test_the_page_says_which_findings_are_traces_that_lead_nowhere() -> None:
     text = " ".join(render_repair(repaired(), width=120).split())
-    assert "mbns after the repair: traces in statistics that the repair left as they were" in text
+    assert "mbns after the repair: traces of before in running statistics" in text
     assert "2.1%" in text
     other = dataclasses.replace(repaired(), attempts=(dataclasses.replace(TRIED, explained=()),))
     assert "traces" not in render_repair(other, width=120)

@@ -16,6 +16,11 @@ variance is bit for bit the suspect's, the same scanner accused the suspect, and
   pushed, lead at most a tenth of the held-out images further than controls, nor does anything else
   that either scan has found.
 
+A repair that trains moves statistics toward those of clean images, and what is left of the traces
+stays where it was. Where stand-ins lead nowhere any more, a finding that points to nothing but what
+they were searched for, and is no louder than it was, is read in the same way
+(docs/adr/0023-faded-traces.md).
+
 Whatever else the re-scan says counts as ever. What leads somewhere keeps the model from being
 called clean even where no scanner accuses it any more.
 """
@@ -77,22 +82,37 @@ def explained_traces(
     Returns:
         Ids in the re-scan's order; none where a single condition is missing.
     """
-    bearing = deciding(effects, have_weights_drifted=are_weights_trained)
-    if not are_statistics_kept or not all(leads_nowhere(effect) for effect in bearing):
-        return ()
-    earlier = {result.id: result for result in before.scanners}
+    have_drifted = are_statistics_kept and are_weights_trained
+    bearing = deciding(effects, have_weights_drifted=have_drifted)
     witnesses = tuple(effect for effect in effects if is_powerful(effect))
+    if not all(leads_nowhere(effect) for effect in bearing):
+        return ()
+
+    def is_explained(result: ScannerResult, earlier: ScannerResult) -> bool:
+        if not are_statistics_kept:
+            return are_weights_trained and _is_faded(result, earlier, witnesses)
+        if witnesses:
+            return _is_answered(result, earlier, witnesses, have_weights_drifted=have_drifted)
+        return _is_idle(result, earlier, effects)
+
+    accused = {result.id: result for result in before.scanners if result.finding in _ACCUSING}
     return tuple(
         result.id
         for result in after.scanners
-        if _has_accused(earlier.get(result.id))
-        and (
-            _is_answered(
-                result, earlier[result.id], witnesses, have_weights_drifted=are_weights_trained
-            )
-            if witnesses
-            else _is_idle(result, earlier[result.id], effects)
-        )
+        if result.id in accused and is_explained(result, accused[result.id])
+    )
+
+
+def _is_faded(result: ScannerResult, earlier: ScannerResult, witnesses: Sequence[Effect]) -> bool:
+    """Whether a finding is what is left of traces whose stand-ins lead nowhere any more.
+
+    Statistics that have moved are no longer the suspect's: a scanner without power has none, and
+    what points elsewhere, or is louder than before, is not what was there.
+    """
+    return (
+        result.finding in _ACCUSING
+        and (earlier.score or 0.0) >= (result.score or 0.0)
+        and _is_answered(result, earlier, witnesses, have_weights_drifted=False)
     )
 
 
@@ -192,8 +212,8 @@ def read_rescan(
         verdict = replace(
             verdict,
             reason_code="MA-V002",
-            reason=f"{verdict.reason}; what {names} finds are traces in statistics that the repair "
-            f"left as they were, and these lead nowhere{_tried_by(effects)}"
+            reason=f"{verdict.reason}; what {names} finds are traces of before in running "
+            f"statistics, and these lead nowhere{_tried_by(effects)}"
             f"{_disproved_by(after, effects, explained)}",
         )
     if verdict.verdict is Verdict.BACKDOORED:
@@ -231,10 +251,6 @@ def keeps_statistics(old: nn.Module, new: nn.Module) -> bool:
             if one is not None and not torch.equal(one.cpu(), two.cpu()):
                 return False
     return True
-
-
-def _has_accused(earlier: ScannerResult | None) -> bool:
-    return earlier is not None and earlier.finding in _ACCUSING
 
 
 def _tried_by(effects: Sequence[Effect]) -> str:

@@ -237,8 +237,8 @@ def _rescan(before: ScanSummary, chosen: RepairAttempt) -> Iterator[RenderableTy
     if chosen.explained:
         names = ", ".join(words.safe(name, 40) for name in chosen.explained)
         yield Text(
-            f"{names} after the repair: traces in statistics that the repair left as they were. "
-            "What decides below leads nowhere: this does not keep the re-scan from being clean."
+            f"{names} after the repair: traces of before in running statistics. What "
+            "decides below leads nowhere: this does not keep the re-scan from being clean."
         )
 
 
