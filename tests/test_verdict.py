@@ -435,7 +435,7 @@ def test_a_strong_finding_of_another_label_is_told() -> None:
     assert (found.verdict, found.target_labels) == (BACKDOORED, (3,))
     assert found.reason == (
         "dde is strong and confirmed on held-out clean images with its controls; ban is strong too "
-        "and names output 0 instead: one of them errs in the label"
+        "and names output 0 instead: one of these labels is wrong, or there are two backdoors"
     )
 
 

@@ -143,8 +143,8 @@ def _named_otherwise(
 ) -> str:
     """Return what is said of strong findings that accuse as well, and of other labels."""
     said = [
-        f"{other.id} is strong too and names {_outputs(other.target_labels)} instead: one of them "
-        "errs in the label"
+        f"{other.id} is strong too and names {_outputs(other.target_labels)} instead: one of "
+        "these labels is wrong, or there are two backdoors"
         for other in sorted(strong, key=lambda result: result.id)
         if other not in witnesses and targets and other.target_labels
         if not targets & set(other.target_labels)

@@ -297,10 +297,38 @@ def test_statistics_of_the_suspect_need_no_power_on_the_repaired_model(opened: O
     assert explained(after=after) == ()
 
 
+SHIFTING = mbns(
+    score=200.0, pattern=Pattern.ALL_TO_ALL, is_confirmed=True, evidence={"arrows": [1, 2, 0]}
+)
+
+
+@pytest.mark.parametrize("arrows", [[2, 0, 1], [1, 2, 1], None])
+def test_faded_traces_shift_classes_as_they_did(arrows: list[int] | None) -> None:
+    changed = replace(SHIFTING, score=150.0, evidence={"arrows": arrows} if arrows else {})
+    given: dict[str, Any] = {
+        "before": summary(SHIFTING),
+        "effects": (stand_in(0.03, target=None),),
+        "are_statistics_kept": False,
+        "are_weights_trained": True,
+    }
+    assert explained(after=summary(replace(SHIFTING, score=150.0)), **given) == ("mbns",)
+    assert explained(after=summary(changed), **given) == ()
+
+
+def test_noise_is_heard_where_statistics_have_moved(opened: Opened) -> None:
+    # Judged by statistics of its own, it shows what the weights still do.
+    before = summary(*BEFORE.scanners, replace(ban(score=0.5), is_confirmed=True))
+    after = summary(mbns(Finding.NONE, 3.0), replace(ban(score=0.45), is_confirmed=True))
+    tried = (stand_in(0.03), effect(0.4, scanner="ban"))
+    read = explained(before, after, tried, are_statistics_kept=False, are_weights_trained=True)
+    assert read == ()
+    assert read_rescan(after, tried, read, opened, REQUEST).verdict is Verdict.BACKDOORED
+
+
 def test_traces_that_training_has_faded_are_answered(opened: Opened) -> None:
-    shifting = mbns(score=200.0, pattern=Pattern.ALL_TO_ALL, is_confirmed=True)
-    before = summary(shifting)
-    after = summary(replace(shifting, score=150.0), other(Finding.NONE))
+    before = summary(SHIFTING)
+    faded = replace(SHIFTING, score=150.0, evidence={"arrows": [1, 2, -1]})
+    after = summary(faded, other(Finding.NONE))
     assert after.verdict.verdict is Verdict.BACKDOORED
     tried = (stand_in(0.03, target=None), replace(effect(0.9, is_of_rescan=True), target=None))
     read = explained(before, after, tried, are_statistics_kept=False, are_weights_trained=True)
@@ -318,6 +346,7 @@ def test_traces_that_training_has_faded_are_answered(opened: Opened) -> None:
         {"effects": (stand_in(0.03), replace(effect(0.3), target=1))},
         {"before": accused_nobody()},
         {"before": summary(mbns(score=60.0, target_labels=(2,)))},
+        {"before": summary(mbns(score=70.0, target_labels=(2,)))},
         {"after": summary(mbns(Finding.NO_POWER))},
         {"after": summary(replace(NAMED_AFTER, target_labels=(1,)))},
         {
@@ -338,6 +367,7 @@ def test_traces_that_training_has_faded_are_answered(opened: Opened) -> None:
         "a push to another target leads",
         "it did not accuse before",
         "it is louder than before",
+        "it is as loud as before",
         "it has no power",
         "it names another target",
         "it names another target, which its controls disprove",

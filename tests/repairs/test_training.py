@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modelaudit.errors import ConfigError, RepairError
-from modelaudit.repairs import PruneMode, _training, prune_mask
+from modelaudit.repairs import PruneMode, _training, _views, prune_mask
 from modelaudit.repairs._augment import Augmentation
 from modelaudit.repairs._training import (
     Objective,
@@ -226,12 +226,24 @@ def test_the_weights_of_the_epoch_kept_come_back(monkeypatch: pytest.MonkeyPatch
     assert same_state(model.module, short.module)
 
 
-def test_an_epoch_is_chosen_by_views_of_the_validation_images() -> None:
+def test_an_epoch_is_chosen_by_views_of_the_validation_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, data, context = copy_of(tiny_suspect()), tiny_data(), context_of()
     borne = Augmentation(padding=1, flip=True)
+    monkeypatch.setattr(_views, "_DEFICIT", 1.0)
     before = view_accuracy(model, data, context, borne)
     log = run(model, epochs=2, max_drop=1.0, augmentation=borne)
     assert log.accuracies == {0: before, 2: view_accuracy(model, data, context, borne)}
+
+
+def test_views_that_the_network_does_not_bear_choose_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, data, context = copy_of(tiny_suspect()), tiny_data(), context_of()
+    monkeypatch.setattr(_views, "_DEFICIT", -1.0)
+    log = run(model, epochs=2, max_drop=1.0, augmentation=Augmentation(padding=1))
+    assert log.accuracies[2] == view_accuracy(model, data, context, Augmentation())
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from modelaudit.repairs import _walk_back, fine_pruning, finetune, finetune_noise, nad
+from modelaudit.repairs import _views, _walk_back, fine_pruning, finetune, finetune_noise, nad
 from modelaudit.repairs._augment import Augmentation
 from modelaudit.repairs._training import module_state
-from modelaudit.repairs._views import VIEWS
 from modelaudit.repairs._walk_back import (
     SHARES,
     Standing,
@@ -20,6 +20,7 @@ from modelaudit.repairs._walk_back import (
     between,
     passes,
     standing,
+    standing_like,
     walk_back,
 )
 from tests.helpers.models import suspect_of
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from modelaudit.suspect import Suspect
 
 PLAIN = Augmentation()
-BEFORE = Standing(accuracy=0.9, probability=0.8, confidence=0.85)
+BEFORE = Standing(accuracy=0.9, probability=0.8, confidence=0.85, seen=PLAIN)
 
 
 def moved() -> tuple[Suspect, dict[str, Tensor]]:
@@ -72,23 +73,18 @@ def walked(
 
     original = None if accuracy_before is None else tiny_suspect()
 
-    def scripted(
-        asked: Suspect, *_: object, augmentation: Augmentation, confidence: float | None = None
-    ) -> Standing:
-        assert augmentation == PLAIN
+    def scripted(asked: Suspect, *_: object) -> Standing:
         if asked is original:
             assert accuracy_before is not None
-            return Standing(accuracy=accuracy_before, probability=0.0, confidence=0.0)
-        assert confidence == BEFORE.confidence
+            return replace(BEFORE, accuracy=accuracy_before, probability=0.0)
         (share,) = (s for s in SHARES if is_at(asked, between(start, end, s)))
         nothing = (0.9, 0.8) if share < min(places) else (0.0, 0.0)
         accuracy, probability = places.get(share, nothing)
-        return Standing(accuracy=accuracy, probability=probability, confidence=confidence)
+        return replace(BEFORE, accuracy=accuracy, probability=probability)
 
-    monkeypatch.setattr(_walk_back, "standing", scripted)
+    monkeypatch.setattr(_walk_back, "standing_like", scripted)
     context = context_of(max_accuracy_drop=0.02, original=original)
-    way = walk_back(model, start, tiny_data(), context, augmentation=PLAIN, before=BEFORE)
-    return way, model, start, end
+    return walk_back(model, start, tiny_data(), context, before=BEFORE), model, start, end
 
 
 def test_the_line_between_two_states() -> None:
@@ -137,13 +133,7 @@ def test_half_of_what_an_earlier_repair_has_left_is_spent(monkeypatch: pytest.Mo
 def test_answers_that_are_no_numbers_are_none(factor: float) -> None:
     images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = data_of(images, images[:, :, 0, 0].argmax(1))
-    broken = standing(
-        suspect_of(_Fixed(factor), classes=3),
-        data,
-        context_of(),
-        augmentation=PLAIN,
-        confidence=0.9,
-    )
+    broken = standing_like(suspect_of(_Fixed(factor), classes=3), data, context_of(), BEFORE)
     assert broken.probability == 0.0
 
 
@@ -157,8 +147,35 @@ def test_where_nothing_is_within_the_budget_the_best_place_is_kept(
     assert not way.is_within
     assert "more than half of the accuracy budget" in way.notes[0]
     assert way.details["is_within_half_of_budget"] is False
-    assert [place[0] for place in way.tried] == [1.0, 0.4, 0.1, 0.02]
+    # Halving finds none, and so the others are looked at.
+    assert [place[0] for place in way.tried[:6]] == [1.0, 0.4, 0.1, 0.02, 0.9, 0.8]
+    assert len(way.tried) == len(SHARES)
     assert is_at(model, between(start, end, 0.4))
+
+
+def test_what_only_training_mends_is_found_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where pruning has cost something before the training.
+    places = {0.3: (0.89, 0.8), 0.2: (0.9, 0.8), 0.02: (0.85, 0.8)}
+    way, model, start, end = walked(monkeypatch, places)
+    assert way.kept == 0.3
+    assert way.is_within
+    assert is_at(model, between(start, end, 0.3))
+
+
+def test_all_that_is_measured_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = data_of(images, images.mean((2, 3)).argmax(1))
+    model = suspect_of(_Mean(), classes=3)
+    borne, context = Augmentation(padding=1, flip=True), context_of(original=model)
+    monkeypatch.setattr(_views, "_DEFICIT", 1.0)
+    before, start = standing(model, data, context, borne), module_state(model.module)
+    assert before.seen == borne
+    with torch.no_grad():
+        model.module.factor.neg_()  # type: ignore[operator]  # a parameter
+    # Whatever is kept of the way, the labels are not met before nothing is.
+    way = walk_back(model, start, data, context, before=before)
+    assert model.passes.forward <= passes(data)
+    assert way.kept < 0.6
 
 
 @pytest.mark.parametrize("furthest", SHARES)
@@ -166,9 +183,7 @@ def test_every_place_can_be_found(monkeypatch: pytest.MonkeyPatch, furthest: flo
     way, model, start, end = walked(monkeypatch, {furthest: (0.9, 0.8)})
     assert way.kept == furthest
     assert is_at(model, between(start, end, furthest))
-    # What is estimated beforehand, with one before the training and one of the original.
-    data = tiny_data()
-    assert (len(way.tried) + 2) * VIEWS * len(data.validation) <= passes(data)
+    assert len(way.tried) <= 5
 
 
 class _Fixed(nn.Module):
@@ -183,13 +198,24 @@ class _Fixed(nn.Module):
         return self.factor * images.flatten(2)[..., 0]
 
 
+class _Mean(_Fixed):
+    """Gives the mean of each channel, times a factor."""
+
+    def __init__(self) -> None:
+        super().__init__(4.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return ``(N, 3)``."""
+        return self.factor * images.mean((2, 3))
+
+
 def test_a_standing_is_measured_on_the_validation_images() -> None:
     images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = images[:, :, 0, 0].argmax(1)
     labels[:20] = (labels[:20] + 1) % 3
     data = data_of(images, labels)
     model = suspect_of(_Fixed(4.0), classes=3)
-    now = standing(model, data, context_of(batch_size=7), augmentation=PLAIN)
+    now = standing(model, data, context_of(batch_size=7), PLAIN)
     rows = data.validation
     # Normalised by a mean and deviation of a half, whose mean no softmax sees.
     probabilities = (4.0 * 2 * images[rows, :, 0, 0]).double().softmax(1)
@@ -205,11 +231,11 @@ def test_a_standing_is_measured_on_the_validation_images() -> None:
 def test_how_sure_a_network_is_does_not_count(factor: float) -> None:
     images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     data = data_of(images, images[:, :, 0, 0].argmax(1))
-    wanted = standing(suspect_of(_Fixed(4.0), classes=3), data, context_of(), augmentation=PLAIN)
+    wanted = standing(suspect_of(_Fixed(4.0), classes=3), data, context_of(), PLAIN)
     other = suspect_of(_Fixed(factor), classes=3)
-    own = standing(other, data, context_of(), augmentation=PLAIN)
+    own = standing(other, data, context_of(), PLAIN)
     assert not math.isclose(own.probability, wanted.probability)
-    now = standing(other, data, context_of(), augmentation=PLAIN, confidence=wanted.confidence)
+    now = standing_like(other, data, context_of(), wanted)
     assert now.probability == pytest.approx(wanted.probability, abs=1e-6)
     assert now.accuracy == wanted.accuracy
 
@@ -217,13 +243,7 @@ def test_how_sure_a_network_is_does_not_count(factor: float) -> None:
 def test_a_network_without_an_opinion_is_measured_too() -> None:
     data = tiny_data()
     flat = suspect_of(_Fixed(0.0), classes=3)
-    now = standing(
-        flat,
-        data_of(data.images, data.labels % 3),
-        context_of(),
-        augmentation=PLAIN,
-        confidence=0.9,
-    )
+    now = standing_like(flat, data_of(data.images, data.labels % 3), context_of(), BEFORE)
     assert now.probability == pytest.approx(1 / 3)
 
 
@@ -266,8 +286,7 @@ def test_what_trains_walks_back_to_where_its_training_began(
     kept = result.details["kept_share"]
     assert isinstance(kept, float)
     assert 0 < kept < 1
-    assert seen["augmentation"] == PLAIN
-    assert seen["before"] == standing(suspect, data, context, augmentation=PLAIN)
+    assert seen["before"] == standing(suspect, data, context, PLAIN)
     begun, old = seen["start"], suspect.module.state_dict()
     changed = {name for name, tensor in begun.items() if not torch.equal(tensor, old[name])}
     # Fine-pruning has cut its channels out of the classifier before it trains.
@@ -290,7 +309,7 @@ def test_nobody_has_walked() -> None:
 def test_training_that_costs_nothing_is_left_alone() -> None:
     model = copy_of(tiny_suspect())
     start = module_state(model.module)
-    before = standing(model, tiny_data(), context_of(), augmentation=PLAIN)
-    way = walk_back(model, start, tiny_data(), context_of(), augmentation=PLAIN, before=before)
+    before = standing(model, tiny_data(), context_of(), PLAIN)
+    way = walk_back(model, start, tiny_data(), context_of(), before=before)
     assert way.kept == 1.0
     assert same_state(model.module, tiny_suspect().module)

@@ -185,7 +185,8 @@ def attempt(
             scanners,
             progress,
             stopwatch,
-            is_training=repair.is_training,
+            # What trains on a mixture trains on poisoned images too.
+            is_training=repair.is_training and not repair.requires_mixture,
         )
         stopwatch.lap(f"re-scan after {repair.id}")
     return Attempt(

@@ -17,9 +17,9 @@ variance is bit for bit the suspect's, the same scanner accused the suspect, and
   that either scan has found.
 
 A repair that trains moves statistics toward those of clean images, and what is left of the traces
-stays where it was. Where stand-ins lead nowhere any more, a finding that points to nothing but what
-they were searched for, and is no louder than it was, is read in the same way
-(docs/adr/0023-faded-traces.md).
+stays where it was. Where stand-ins lead nowhere any more, a finding of statistics that points to
+nothing but what they were searched for, and is less loud than it was, is read in the same way
+(docs/adr/0023-faded-traces.md). Noise on neurons is not: it is judged by statistics of its own.
 
 Whatever else the re-scan says counts as ever. What leads somewhere keeps the model from being
 called clean even where no scanner accuses it any more.
@@ -43,6 +43,7 @@ from modelaudit.engine.effects import (
     still_works,
 )
 from modelaudit.engine.scan import circumstances, populations
+from modelaudit.functional.shares import NO_ARROW
 from modelaudit.results import Finding, Pattern, Verdict, VerdictRecord
 from modelaudit.verdict import decide
 
@@ -77,7 +78,8 @@ def explained_traces(
         after: the scan of the repaired model.
         effects: of artefacts of both scans.
         are_statistics_kept: see `keeps_statistics`.
-        are_weights_trained: whether the repair has trained, not only pruned.
+        are_weights_trained: whether the repair has trained, not only pruned, and on clean images
+            alone.
 
     Returns:
         Ids in the re-scan's order; none where a single condition is missing.
@@ -107,13 +109,25 @@ def _is_faded(result: ScannerResult, earlier: ScannerResult, witnesses: Sequence
     """Whether a finding is what is left of traces whose stand-ins lead nowhere any more.
 
     Statistics that have moved are no longer the suspect's: a scanner without power has none, and
-    what points elsewhere, or is louder than before, is not what was there.
+    what points elsewhere, or is as loud as before, is not what is left of what was there.
     """
     return (
-        result.finding in _ACCUSING
-        and (earlier.score or 0.0) >= (result.score or 0.0)
+        result.family == STATISTICS_FAMILY
+        and result.finding in _ACCUSING
+        and (earlier.score or 0.0) > (result.score or 0.0)
+        and _follows_arrows_of(result, earlier)
         and _is_answered(result, earlier, witnesses, have_weights_drifted=False)
     )
+
+
+def _follows_arrows_of(result: ScannerResult, earlier: ScannerResult) -> bool:
+    """Whether a shift of classes, if it is one, sends each class where it went, or nowhere."""
+    if result.pattern is not Pattern.ALL_TO_ALL:
+        return True
+    now, then = result.evidence.get("arrows"), earlier.evidence.get("arrows")
+    if not (isinstance(now, list | tuple) and isinstance(then, list | tuple)):
+        return False
+    return all(one in (other, NO_ARROW) for one, other in zip(now, then, strict=True))
 
 
 def _is_answered(

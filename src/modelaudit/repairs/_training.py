@@ -20,7 +20,7 @@ from modelaudit.errors import RepairError
 from modelaudit.hardware import fast_format
 from modelaudit.repairs._augment import Augmentation, augment, choose_augmentation
 from modelaudit.repairs._batchnorm import set_batchnorm_training
-from modelaudit.repairs._views import view_accuracy
+from modelaudit.repairs._views import choose_views, view_accuracy
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
@@ -242,9 +242,10 @@ def train(
     )
     steps = max(1, math.ceil(len(data.work) / schedule.batch))
     accuracies: dict[int, float] = {}
-    before = 0.0
+    seen, before = augmentation, 0.0
     if max_drop is not None:
-        before = view_accuracy(model, data, context, augmentation)
+        seen = choose_views(model, data, context, augmentation)
+        before = view_accuracy(model, data, context, seen)
     losses: list[float] = []
     kept = schedule.epochs
     kept_state: dict[str, Tensor] = {}
@@ -278,7 +279,7 @@ def train(
                 )
             objective.after_epoch()
             if max_drop is not None and epoch > schedule.epochs // 2:
-                accuracies[epoch] = view_accuracy(model, data, context, augmentation)
+                accuracies[epoch] = view_accuracy(model, data, context, seen)
                 if choose_epoch(accuracies, before=before, drop=max_drop) == epoch:
                     kept, kept_state = epoch, module_state(module)
             task.advance()

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.repairs._training import module_state
-from modelaudit.repairs._views import VIEWS, view_logits
+from modelaudit.repairs._views import VIEWS, choose_views, view_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -32,14 +32,13 @@ if TYPE_CHECKING:
 #: tell a loss to a point, and other images judge the repair afterwards.
 SPENT = 0.5
 _OVER = (
-    "{:.0%} of what training changed is kept: it costs least of all places on the way back, and "
+    "{:.0%} of what training changed is kept: it costs least of the places on the way back, and "
     "more than half of the accuracy budget"
 )
 #: Temperatures that the confidence of a place is matched by, and halvings of that range.
 _COLDEST, _HOTTEST, _HALVINGS = 0.05, 20.0, 40
-#: Shares of the way that may be kept, the furthest first, and how many of them a walk looks at.
+#: Shares of the way that may be kept, the furthest first.
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)
-_LOOKS = 1 + math.ceil(math.log2(len(SHARES)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,40 +79,53 @@ class WayBack:
 class Standing:
     """How well a network answers the validation images.
 
-    Where the network bears no views, a few hundred images tell accuracies a point and a half apart
-    at best. The probability of the right class moves with every image; how sure a network is of all
-    its answers must be taken out of it.
+    Where it bears no views, a few hundred images tell accuracies a point and a half apart at best.
+    The probability of the right class moves with every image; how sure a network is of all its
+    answers must be taken out of it.
 
     Attributes:
         accuracy: share of the views whose likeliest class is right.
         probability: mean probability of the right class, at a temperature at which the mean largest
             probability is `confidence`.
         confidence: that of the suspect.
+        seen: how the images are seen.
     """
 
     accuracy: float
     probability: float
     confidence: float
+    seen: Augmentation
 
 
 def standing(
-    model: Suspect,
-    data: RepairData,
-    context: RepairContext,
-    *,
-    augmentation: Augmentation,
-    confidence: float | None = None,
+    model: Suspect, data: RepairData, context: RepairContext, augmentation: Augmentation
 ) -> Standing:
-    """Measure a network on views of the validation images, in float32.
+    """Measure a network before its training, and choose how the validation images are seen.
 
     Args:
         model: the network.
         data: see `view_logits`, as for `context`.
         context: see there.
-        augmentation: what the network bears.
-        confidence: see `Standing`; None takes the network's own.
+        augmentation: of the training.
     """
-    logits, labels = view_logits(model, data, context, augmentation)
+    seen = choose_views(model, data, context, augmentation)
+    return _measured(*view_logits(model, data, context, seen), seen=seen)
+
+
+def standing_like(
+    model: Suspect, data: RepairData, context: RepairContext, before: Standing
+) -> Standing:
+    """Measure a network as another was measured, at its confidence."""
+    return _measured(
+        *view_logits(model, data, context, before.seen),
+        seen=before.seen,
+        confidence=before.confidence,
+    )
+
+
+def _measured(
+    logits: Tensor, labels: Tensor, *, seen: Augmentation, confidence: float | None = None
+) -> Standing:
     if confidence is None:
         confidence = _confidence(logits)
     else:
@@ -124,12 +136,16 @@ def standing(
         # An answer that is no number is no answer.
         probability=float(right.nan_to_num(0.0).mean()),
         confidence=confidence,
+        seen=seen,
     )
 
 
 def passes(data: RepairData) -> int:
-    """Return the forward passes of a walk back and of the standings before it, at most."""
-    return (2 + _LOOKS) * VIEWS * len(data.validation)
+    """Return the forward passes of a walk back and of what is measured before it, at most.
+
+    Halving, it mostly looks at four or five places.
+    """
+    return ((3 + len(SHARES)) * VIEWS + 1) * len(data.validation)
 
 
 def _confidence(logits: Tensor) -> float:
@@ -153,54 +169,70 @@ def walk_back(
     data: RepairData,
     context: RepairContext,
     *,
-    augmentation: Augmentation,
     before: Standing,
 ) -> WayBack:
     """Move ``model.module`` from its trained weights towards `start`, as far as it has to.
 
     Weights and running statistics go together, on the straight line; where a neuron is pruned at
     both ends it is everywhere between. Counters of batches stay the trained ones. The way is
-    halved, for what is further costs more.
+    halved, for what is further mostly costs more; where nothing is found so, as where pruning has
+    cost something that only the training mends, all other places are looked at too.
 
     Args:
         model: the trained copy, in eval mode.
         start: `module_state` before the training.
         data: `validation` says what a place costs.
         context: gives the budget; what an earlier repair has cost is no longer left of it.
-        augmentation: what the network bears.
-        before: of the copy before anything was done to it, with the same augmentation.
+        before: of the copy before anything was done to it.
 
     Returns:
-        The furthest of `SHARES` where neither accuracy nor probability of the right class is lower
-        than before by more than `SPENT` of what is left of the budget. Where none of those looked
-        at is, as where pruning has cost more before the training, the one where the larger of the
+        The furthest place of those looked at where neither accuracy nor probability of the right
+        class is lower than before by more than `SPENT` of what is left of the budget. Where there
+        is none, as where pruning has cost more before the training, the one where the larger of the
         two losses is least, the furthest of equals.
     """
     end = module_state(model.module)
     left = context.max_accuracy_drop
     if context.original is not None:
-        first = standing(context.original, data, context, augmentation=augmentation)
+        first = standing_like(context.original, data, context, before)
         left -= max(0.0, first.accuracy - before.accuracy)
     # Accuracies are quotients of counts; the budget must not fall to their rounding.
     limit = SPENT * max(0.0, left) + 1e-9
     tried: list[tuple[float, float, float]] = []
     losses: dict[float, float] = {}
-    places = list(SHARES)
-    while places:
-        # The whole way first: where it costs little there is nothing to walk.
-        middle = 0 if not tried else len(places) // 2
-        share = places[middle]
+
+    def is_within(share: float) -> bool:
         model.module.load_state_dict(between(start, end, share))
-        now = standing(
-            model, data, context, augmentation=augmentation, confidence=before.confidence
-        )
+        now = standing_like(model, data, context, before)
         tried.append((share, now.accuracy, now.probability))
         losses[share] = max(before.accuracy - now.accuracy, before.probability - now.probability)
-        places = places[:middle] if losses[share] <= limit else places[middle + 1 :]
-    within = [share for share, loss in losses.items() if loss <= limit]
-    kept = max(within, default=min(losses, key=lambda share: (losses[share], -share)))
+        return losses[share] <= limit
+
+    kept = _furthest(is_within)
+    is_found = kept is not None
+    if kept is None:
+        kept = min(losses, key=lambda share: (losses[share], -share))
     model.module.load_state_dict(between(start, end, kept))
-    return WayBack(kept=kept, is_within=bool(within), tried=tuple(tried))
+    return WayBack(kept=kept, is_within=is_found, tried=tuple(tried))
+
+
+def _furthest(is_within: Callable[[float], bool]) -> float | None:
+    """Return the furthest share that will do, or None; each share is asked about once at most."""
+    # The whole way first: where it costs little there is nothing to walk.
+    if is_within(SHARES[0]):
+        return SHARES[0]
+    found: float | None = None
+    places, asked = list(SHARES[1:]), set(SHARES[:1])
+    while places:
+        middle = len(places) // 2
+        asked.add(places[middle])
+        if is_within(places[middle]):
+            found, places = places[middle], places[:middle]
+        else:
+            places = places[middle + 1 :]
+    if found is None:
+        found = next((s for s in SHARES if s not in asked and is_within(s)), None)
+    return found
 
 
 def between(

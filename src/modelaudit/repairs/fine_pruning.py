@@ -279,7 +279,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
         config = self.config
         columns = feature_columns(model)
         augmentation = config.augmentation(model, data, context)
-        before = standing(model, data, context, augmentation=augmentation)
+        before = standing(model, data, context, augmentation) if config.epochs else None
         pruned = prune_dormant(
             model,
             data,
@@ -290,7 +290,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             max_fraction=config.max_fraction,
         )
         details = _details(model, columns, pruned)
-        if not config.epochs:
+        if before is None:
             return Change(details=details)
         start = module_state(model.module)
         log = train(
@@ -305,7 +305,7 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
         )
-        way = walk_back(model, start, data, context, augmentation=augmentation, before=before)
+        way = walk_back(model, start, data, context, before=before)
         return Change(history=log.losses, details=details | way.details, notes=way.notes)
 
 

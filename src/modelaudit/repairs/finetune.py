@@ -149,7 +149,7 @@ class FinetuneRepair(Repair[FinetuneConfig]):
         config = self.config
         freeze(model.module, config.frozen)
         augmentation = config.augmentation(model, data, context)
-        before = standing(model, data, context, augmentation=augmentation)
+        before = standing(model, data, context, augmentation)
         start = module_state(model.module)
         log = train(
             model,
@@ -162,7 +162,7 @@ class FinetuneRepair(Repair[FinetuneConfig]):
             name=self.full_id,
             is_batchnorm_frozen=config.is_batchnorm_frozen,
         )
-        way = walk_back(model, start, data, context, augmentation=augmentation, before=before)
+        way = walk_back(model, start, data, context, before=before)
         return Change(
             history=log.losses,
             details={

@@ -312,7 +312,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             targets=targets,
             aimed_fraction=config.aimed_fraction,
         )
-        before = standing(model, data, context, augmentation=augmentation)
+        before = standing(model, data, context, augmentation)
         start = module_state(model.module)
         taught = None
         if config.is_distilled:
@@ -331,7 +331,7 @@ class FinetuneNoiseRepair(Repair[FinetuneNoiseConfig]):
             name=self.full_id,
             taught=taught,
         )
-        way = walk_back(model, start, data, context, augmentation=augmentation, before=before)
+        way = walk_back(model, start, data, context, before=before)
         return Change(
             history=log.losses,
             details={

@@ -128,7 +128,7 @@ def distil(
         is_walked_back: whether the student may keep a part of its change only, for the accuracy.
         seed: parts of the derived seeds.
     """
-    before = standing(model, data, context, augmentation=augmentation) if is_walked_back else None
+    before = standing(model, data, context, augmentation) if is_walked_back else None
     start = module_state(model.module) if is_walked_back else {}
     stages = find_stages(model, count=len(weights))
     teacher = twin(model)
@@ -171,7 +171,7 @@ def distil(
     # The recorders are gone: what is looked at now is only whether the answers are right.
     way = WayBack()
     if before is not None:
-        way = walk_back(model, start, data, context, augmentation=augmentation, before=before)
+        way = walk_back(model, start, data, context, before=before)
     return Change(
         history=log.losses,
         details={

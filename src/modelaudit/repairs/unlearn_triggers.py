@@ -189,7 +189,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         if has_traces:
             asked += len(data.as_trained)
         return Cost(
-            forward=asked + ((epochs - epochs // 2 + 1) * VIEWS + 3) * len(data.validation),
+            forward=asked + ((epochs - epochs // 2 + 2) * VIEWS + 4) * len(data.validation),
             forward_backward=count * config.search_steps * config.search_batch
             + 2 * epochs * len(data.work),
         )
@@ -241,7 +241,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             history=log.losses,
             details={
                 "kept_epoch": log.kept,
-                "validation_accuracies": [[e, share] for e, share in log.accuracies.items()],
+                "epoch_accuracies": [[e, share] for e, share in log.accuracies.items()],
                 "searches": _rows(bank),
                 "searches_are": "map, form, pixels replaced or moved by, success",
                 "maps": [led.tolist() for led in maps],
