@@ -112,6 +112,7 @@ def test_auto_trains_what_was_pruned_and_the_file_says_so(
     assert given[0].pruned is not None
     assert given[0].pruned.neurons == ((LAYER, CHANNEL + 1),)
     # Both are counted from the suspect.
+    assert given[0].original is done.opened.suspect
     assert first.proof is not None
     assert second.proof is not None
     assert first.proof.accuracy_before == second.proof.accuracy_before
