@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from modelaudit.suspect import Suspect
 
 PLAIN = Augmentation()
-BEFORE = Standing(accuracy=0.9, probability=0.8, confidence=0.85, seen=PLAIN)
+BEFORE = Standing(accuracy=0.9, plain=0.9, probability=0.8, confidence=0.85, seen=PLAIN)
 
 
 def moved() -> tuple[Suspect, dict[str, Tensor]]:
@@ -76,11 +76,11 @@ def walked(
     def scripted(asked: Suspect, *_: object) -> Standing:
         if asked is original:
             assert accuracy_before is not None
-            return replace(BEFORE, accuracy=accuracy_before, probability=0.0)
+            return replace(BEFORE, accuracy=accuracy_before, plain=0.0, probability=0.0)
         (share,) = (s for s in SHARES if is_at(asked, between(start, end, s)))
         nothing = (0.9, 0.8) if share < min(places) else (0.0, 0.0)
         accuracy, probability = places.get(share, nothing)
-        return replace(BEFORE, accuracy=accuracy, probability=probability)
+        return replace(BEFORE, accuracy=accuracy, plain=accuracy, probability=probability)
 
     monkeypatch.setattr(_walk_back, "standing_like", scripted)
     context = context_of(max_accuracy_drop=0.02, original=original)
@@ -100,7 +100,7 @@ def test_the_line_between_two_states() -> None:
 
 def test_what_costs_little_is_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     way, model, _, end = walked(monkeypatch, {1.0: (0.89, 0.79)})
-    assert way == WayBack(kept=1.0, tried=((1.0, 0.89, 0.79),))
+    assert way == WayBack(kept=1.0, tried=((1.0, 0.89, 0.89, 0.79),))
     assert is_at(model, end)
     assert way.notes == ()
 
@@ -116,6 +116,13 @@ def test_the_furthest_place_within_half_of_the_budget_is_kept(
     assert is_at(model, between(start, end, 0.7))
     assert way.notes == ("70% of what training changed is kept, for the accuracy",)
     assert way.details["kept_share"] == 0.7
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "plain", "probability"])
+def test_the_measure_that_shows_most_decides(measure: str) -> None:
+    now = replace(BEFORE, **{measure: getattr(BEFORE, measure) - 0.03})
+    assert now.loss_from(BEFORE) == pytest.approx(0.03)
+    assert BEFORE.loss_from(now) == pytest.approx(0.0)
 
 
 def test_half_of_what_an_earlier_repair_has_left_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +231,8 @@ def test_a_standing_is_measured_on_the_validation_images() -> None:
     assert now.confidence == pytest.approx(float(probabilities.max(1).values.mean()))
     expected = probabilities.gather(1, labels[rows, None]).mean()
     assert now.probability == pytest.approx(float(expected))
-    assert model.passes.forward == len(rows)
+    assert now.plain == now.accuracy
+    assert model.passes.forward == 2 * len(rows)
 
 
 @pytest.mark.parametrize("factor", [0.5, 40.0])

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from modelaudit.repairs._augment import Augmentation
 from modelaudit.repairs._training import module_state
-from modelaudit.repairs._views import VIEWS, choose_views, view_logits
+from modelaudit.repairs._views import VIEWS, choose_views, view_accuracy, view_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
-    from modelaudit.repairs._augment import Augmentation
     from modelaudit.repairs.base import RepairContext
     from modelaudit.repairs.data import RepairData
     from modelaudit.results import Json
@@ -48,13 +48,13 @@ class WayBack:
     Attributes:
         kept: share of the way that is kept; 1 for the trained weights.
         is_within: whether it costs no more than its part of the budget.
-        tried: share, accuracy and probability of the right class of every place looked at, in the
-            order in which they were.
+        tried: share, accuracy over views and over plain images, and probability of the right class
+            of every place looked at, in the order in which they were.
     """
 
     kept: float = 1.0
     is_within: bool = True
-    tried: tuple[tuple[float, float, float], ...] = ()
+    tried: tuple[tuple[float, ...], ...] = ()
 
     @property
     def details(self) -> dict[str, Json]:
@@ -79,12 +79,13 @@ class WayBack:
 class Standing:
     """How well a network answers the validation images.
 
-    Where it bears no views, a few hundred images tell accuracies a point and a half apart at best.
-    The probability of the right class moves with every image; how sure a network is of all its
-    answers must be taken out of it.
+    A few hundred plain images tell accuracies a point and a half apart at best, views of them half
+    of that. The probability of the right class moves with every image; how sure a network is of all
+    its answers must be taken out of it.
 
     Attributes:
         accuracy: share of the views whose likeliest class is right.
+        plain: the same of the images as they are.
         probability: mean probability of the right class, at a temperature at which the mean largest
             probability is `confidence`.
         confidence: that of the suspect.
@@ -92,9 +93,18 @@ class Standing:
     """
 
     accuracy: float
+    plain: float
     probability: float
     confidence: float
     seen: Augmentation
+
+    def loss_from(self, before: Standing) -> float:
+        """Return what has been lost since, by the measure that shows most."""
+        return max(
+            before.accuracy - self.accuracy,
+            before.plain - self.plain,
+            before.probability - self.probability,
+        )
 
 
 def standing(
@@ -108,24 +118,26 @@ def standing(
         context: see there.
         augmentation: of the training.
     """
-    seen = choose_views(model, data, context, augmentation)
-    return _measured(*view_logits(model, data, context, seen), seen=seen)
+    return _measured(model, data, context, seen=choose_views(model, data, context, augmentation))
 
 
 def standing_like(
     model: Suspect, data: RepairData, context: RepairContext, before: Standing
 ) -> Standing:
     """Measure a network as another was measured, at its confidence."""
-    return _measured(
-        *view_logits(model, data, context, before.seen),
-        seen=before.seen,
-        confidence=before.confidence,
-    )
+    return _measured(model, data, context, seen=before.seen, confidence=before.confidence)
 
 
 def _measured(
-    logits: Tensor, labels: Tensor, *, seen: Augmentation, confidence: float | None = None
+    model: Suspect,
+    data: RepairData,
+    context: RepairContext,
+    *,
+    seen: Augmentation,
+    confidence: float | None = None,
 ) -> Standing:
+    logits, labels = view_logits(model, data, context, seen)
+    plain = view_accuracy(model, data, context, Augmentation())
     if confidence is None:
         confidence = _confidence(logits)
     else:
@@ -133,6 +145,7 @@ def _measured(
     right = logits.softmax(1).gather(1, labels[:, None])
     return Standing(
         accuracy=float((logits.argmax(1) == labels).double().mean()),
+        plain=plain,
         # An answer that is no number is no answer.
         probability=float(right.nan_to_num(0.0).mean()),
         confidence=confidence,
@@ -145,7 +158,7 @@ def passes(data: RepairData) -> int:
 
     Halving, it mostly looks at four or five places.
     """
-    return ((3 + len(SHARES)) * VIEWS + 1) * len(data.validation)
+    return (3 + len(SHARES)) * (VIEWS + 1) * len(data.validation)
 
 
 def _confidence(logits: Tensor) -> float:
@@ -186,26 +199,26 @@ def walk_back(
         before: of the copy before anything was done to it.
 
     Returns:
-        The furthest place of those looked at where neither accuracy nor probability of the right
-        class is lower than before by more than `SPENT` of what is left of the budget. Where there
-        is none, as where pruning has cost more before the training, the one where the larger of the
-        two losses is least, the furthest of equals.
+        The furthest place of those looked at where neither accuracy, over views nor over plain
+        images, nor the probability of the right class is lower than before by more than `SPENT` of
+        what is left of the budget. Where there is none, as where pruning has cost more before the
+        training, the one where the largest of the losses is least, the furthest of equals.
     """
     end = module_state(model.module)
     left = context.max_accuracy_drop
     if context.original is not None:
         first = standing_like(context.original, data, context, before)
-        left -= max(0.0, first.accuracy - before.accuracy)
+        left -= max(0.0, before.loss_from(first))
     # Accuracies are quotients of counts; the budget must not fall to their rounding.
     limit = SPENT * max(0.0, left) + 1e-9
-    tried: list[tuple[float, float, float]] = []
+    tried: list[tuple[float, ...]] = []
     losses: dict[float, float] = {}
 
     def is_within(share: float) -> bool:
         model.module.load_state_dict(between(start, end, share))
         now = standing_like(model, data, context, before)
-        tried.append((share, now.accuracy, now.probability))
-        losses[share] = max(before.accuracy - now.accuracy, before.probability - now.probability)
+        tried.append((share, now.accuracy, now.plain, now.probability))
+        losses[share] = now.loss_from(before)
         return losses[share] <= limit
 
     kept = _furthest(is_within)
