@@ -138,7 +138,7 @@ def test_training_never_sees_held_out_images(tmp_path: Path) -> None:
 
 
 def test_training_learns(tmp_path: Path) -> None:
-    data, plan = tiny_data(n_train=80), tiny_plan(epochs=6)
+    data, plan = tiny_data(n_train=80), tiny_plan(epochs=12)
     run = train(plan, data, None, state_path=tmp_path / "s")
     preprocessing = normaliser(plan.normaliser)
     assert run.final_loss is not None
