@@ -36,7 +36,7 @@ from modelaudit.progress import NoProgress
 from modelaudit.repairs import RepairContext, divide
 from modelaudit.repairs._augment import Augmentation
 from modelaudit.repairs._training import module_state
-from modelaudit.repairs._walk_back import WayBack, between, standing
+from modelaudit.repairs._walk_back import WayBack, between, standing, standing_like
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,33 +66,19 @@ def ways(
     with suspect.borrowed(), mock.patch.object(home, "walk_back", watched):
         repair.repair(suspect, data, context=context)
         model = seen["model"]
-        borne = seen["augmentation"]
-        before = patient.rates(copy.deepcopy(suspect.module))
-        looks = {"plain": Augmentation(), "views": borne}
-        at_first = {
-            name: standing(suspect, data, context, augmentation=look)
-            for name, look in looks.items()
-        }
+        rates = patient.rates(copy.deepcopy(suspect.module))
+        plain, views = standing(suspect, data, context, Augmentation()), seen["before"]
         for share in SHARES:
             model.module.load_state_dict(between(seen["start"], seen["end"], share))
-            now = {
-                name: standing(
-                    model,
-                    data,
-                    context,
-                    augmentation=look,
-                    confidence=at_first[name].confidence,
-                )
-                for name, look in looks.items()
-            }
+            now = standing_like(model, data, context, plain)
             after = patient.rates(copy.deepcopy(model.module))
             yield (
                 share,
-                before.acc - after.acc,
+                rates.acc - after.acc,
                 float("nan") if after.asr is None else after.asr,
-                at_first["plain"].accuracy - now["plain"].accuracy,
-                at_first["plain"].probability - now["plain"].probability,
-                at_first["views"].accuracy - now["views"].accuracy,
+                plain.accuracy - now.accuracy,
+                plain.probability - now.probability,
+                views.accuracy - standing_like(model, data, context, views).accuracy,
             )
 
 
