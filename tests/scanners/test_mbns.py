@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.functional.divergence import reparameterised_batchnorm
 from modelaudit.results import Finding, Pattern, ScannerResult
-from modelaudit.scanners import CleanImages, mbns
-from modelaudit.scanners._channels import PushTest
+from modelaudit.scanners import CleanImages, _trace_trials
+from modelaudit.scanners._channels import PushTest, push_test
 from modelaudit.scanners._divergences import Divergences, divergences
 from modelaudit.scanners.mbns import MbnsConfig, MbnsScanner
 from modelaudit.suspect import Suspect
@@ -324,18 +324,19 @@ def test_only_a_shift_of_most_images_confirms_what_is_not_removed_for_free(
         is_all_to_all=is_all_to_all, has_target_trace=not is_all_to_all
     )
     clean = clean_set(suspect, images, labels)
-    plain = mbns.push_test
+    plain = push_test
 
     def pushed(*arguments: Any, **keywords: Any) -> PushTest:
         return dataclasses.replace(plain(*arguments, **keywords), is_sure_shift=is_sure)
 
-    def pruned(*_arguments: object, **_keywords: object) -> Tensor:
-        wrong = labels[clean.judge].clone()
+    def pruned(_suspect: Suspect, _neurons: object, images: Tensor, *, batch_size: int) -> Tensor:
+        assert batch_size == 256
+        wrong = images.mean((2, 3))[:, :5].argmax(1)
         wrong[:6] = (wrong[:6] + 1) % 5
         return wrong
 
-    monkeypatch.setattr(mbns, "push_test", pushed)
-    monkeypatch.setattr(mbns, "pruned_predictions", pruned)
+    monkeypatch.setattr(_trace_trials, "push_test", pushed)
+    monkeypatch.setattr(_trace_trials, "pruned_predictions", pruned)
     result = _scan(suspect, clean)
     assert result.evidence["pruned_accuracy_drop"] == pytest.approx(6 / 80)
     assert result.finding is Finding.STRONG
@@ -426,6 +427,76 @@ def test_as_many_of_the_clearest_traces_are_pruned_as_the_setting_says(pruned: i
     assert (result.notes == ()) == (pruned < 12)
 
 
+@pytest.mark.parametrize(
+    ("costs", "images", "is_confirmed"),
+    [
+        pytest.param({2: 0.1, 4: 0.02}, 700, True, id="two of ten"),
+        pytest.param(dict.fromkeys(range(2, 6), 0.02), 700, True, id="four"),
+        pytest.param(dict.fromkeys(range(2, 7), 0.02), 700, False, id="half"),
+        pytest.param({25: 0.1, 2: 0.1}, 700, False, id="what leads to the target"),
+        pytest.param(dict.fromkeys(range(2, 10), 0.009), 700, False, id="none alone"),
+        pytest.param(
+            {2: 0.1, **dict.fromkeys(range(3, 6), 0.009)}, 700, False, id="the others together"
+        ),
+        pytest.param({2: 0.1, 3: 0.009}, 700, True, id="the others cost one point"),
+        pytest.param({2: 0.1, 4: 0.02}, 150, False, id="too few images to call one free"),
+    ],
+)
+def test_what_the_network_needs_is_left_out_if_it_is_the_smaller_part(
+    monkeypatch: pytest.MonkeyPatch, costs: dict[int, float], images: int, *, is_confirmed: bool
+) -> None:
+    suspect = gate_suspect(classes=25)
+    pictures, labels = gate_images(images, classes=25)
+    fit_statistics(suspect, pictures)
+    contaminate(suspect, "norm", 25, rate=0.1, shift=40.0)
+    for i in range(12):
+        contaminate(suspect, "norm", TARGET + i, rate=0.1, shift=16 * 0.9**i, keeps_logits=True)
+    clean = clean_set(suspect, pictures, labels)
+    removed: list[list[int]] = []
+
+    def pruned(
+        _suspect: Suspect, neurons: list[tuple[str, int]], images: Tensor, *, batch_size: int
+    ) -> Tensor:
+        assert batch_size == 256
+        removed.append([channel for _, channel in neurons])
+        wrong = images.mean((2, 3))[:, :25].argmax(1)
+        lost = round(len(wrong) * sum(costs.get(channel, 0.0) for channel in removed[-1]))
+        wrong[:lost] = (wrong[:lost] + 1) % 25
+        return wrong
+
+    monkeypatch.setattr(_trace_trials, "pruned_predictions", pruned)
+    # With this ridge all images weigh alike: a mixture would explain some of these traces.
+    result = _scan(suspect, clean, MbnsConfig(ridge=1e6))
+    clearest = removed[0]
+    assert len(clearest) == 10
+    assert {25, *costs} <= set(clearest)
+    assert removed[1:11] == [[channel] for channel in clearest]
+    assert result.evidence["pruned_accuracy_drop"] == pytest.approx(sum(costs.values()), abs=0.01)
+    assert result.finding is Finding.STRONG
+    assert result.target_labels == (TARGET,)
+    assert result.is_confirmed == is_confirmed
+    assert ("that the network needs" in result.notes[0]) == is_confirmed
+    needed: Any = result.evidence["needed"]
+    if images < 200:
+        assert len(needed) == 10
+        return
+    expected = [channel for channel in clearest if costs.get(channel, 0.0) > 0.01]
+    assert [channel for _, channel, _ in needed] == expected
+    for _, channel, cost in needed:
+        assert cost == pytest.approx(costs[channel], abs=0.002)
+    # All ten once, each alone, and, if these are the smaller part, the others together.
+    assert removed[11:] == (
+        [[c for c in clearest if c not in expected]] if 0 < len(expected) < 5 else []
+    )
+    if is_confirmed:
+        assert result.evidence["unneeded_accuracy_drop"] == pytest.approx(
+            sum(cost for cost in costs.values() if cost <= 0.01), abs=0.005
+        )
+        share = result.evidence["unneeded_push_share"]
+        assert isinstance(share, float)
+        assert share > 0.9
+
+
 @pytest.mark.parametrize(("moved", "is_shift"), [(0.15, False), (0.25, True)])
 def test_a_shift_of_the_classes_has_to_move_a_fifth_of_their_images(
     monkeypatch: pytest.MonkeyPatch, moved: float, *, is_shift: bool
@@ -450,7 +521,7 @@ def test_a_shift_of_the_classes_has_to_move_a_fifth_of_their_images(
         rows[2] = TARGET
         return rows
 
-    monkeypatch.setattr(mbns, "pushed_predictions", predictions)
+    monkeypatch.setattr(_trace_trials, "pushed_predictions", predictions)
     result = _scan(suspect, clean)
     # Unanimous errors look like a permutation however few they are; too few are passed over.
     assert result.evidence["poisoned_share"] == (0.2 if is_shift else 0.1)
@@ -488,7 +559,7 @@ def test_a_push_goes_no_further_than_it_must(
                 rows[push, own[: round(share * len(own))]] = goal
         return rows
 
-    monkeypatch.setattr(mbns, "pushed_predictions", predictions)
+    monkeypatch.setattr(_trace_trials, "pushed_predictions", predictions)
     assert _scan(suspect, clean).evidence["poisoned_share"] == chosen
 
 

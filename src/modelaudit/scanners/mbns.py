@@ -12,8 +12,9 @@ is compared with what sampling alone would give, 1/n_eff by a bootstrap over ima
 Differs from the paper, which prunes within one layer and gives no verdict on a model: images are
 augmented as the statistics were (the borders of padded crops alone move K a hundredfold,
 docs/scanners/mbns.md) and weighted as they may have been mixed; the score is the largest divergence
-in sampling floors, in units of its layer; flagged channels must be removable at no cost, unless the
-classes shift one by one; the target is named by pushing them, with controls.
+in sampling floors, in units of its layer; flagged channels must be removable at no cost, or most of
+them and lead to the same without the others, unless the classes shift one by one; the target is
+named by pushing them, with controls.
 """
 
 from __future__ import annotations
@@ -22,23 +23,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import torch
-
 from modelaudit.config import require_range
 from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.functional.reweighting import effective_count
-from modelaudit.functional.shares import arrow_map, is_permutation_like
 from modelaudit.results import Cost, Finding, Json, Pattern
-from modelaudit.scanners._channels import (
-    Neuron,
-    pruned_predictions,
-    push_test,
-    pushed_predictions,
-)
 from modelaudit.scanners._divergences import Divergences, divergences
+from modelaudit.scanners._trace_trials import TraceTrials, Trial
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.scanners.mbns_paper_code import MbnsPaperCodeScanner
-from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
     from modelaudit.suspect import Suspect
@@ -54,10 +46,9 @@ _TUNED = (
     "the running statistics fit these very images better than sampling allows: they were "
     "re-estimated or re-parameterised on them, which hides a backdoor from this test"
 )
-#: share of a class's search images, on average, that a push need not exceed
-_FAR_ENOUGH = 0.9
-#: and that has to move for a permutation of the classes to be one
-_LEAST_SHIFT = 0.2
+#: share of the accuracy that a trigger's own channels cost together, at most (methods/detectors.md
+#: §2.3): what is asked of them where the network needs some of the others
+_OWN_COST = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,16 +107,6 @@ class MbnsConfig:
         require_range(self, "max_accuracy_drop", low=0, high=1)
 
 
-def _without_trace(found: Divergences, traced: list[int]) -> dict[str, list[int]]:
-    """Return, for each layer that holds a trace, its channels that carry none."""
-    marked = set(traced)
-    pool: dict[str, list[int]] = {found.neurons[i][0]: [] for i in traced}
-    for i, (name, channel) in enumerate(found.neurons):
-        if name in pool and i not in marked:
-            pool[name].append(channel)
-    return pool
-
-
 class MbnsScanner(Scanner[MbnsConfig]):
     """Mismatched BatchNorm statistics; no gradients, no labels, one shared forward pass."""
 
@@ -144,10 +125,11 @@ class MbnsScanner(Scanner[MbnsConfig]):
     def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - by images alone
         """Return the passes of the confirmation, which only a finding needs."""
         config = self.config
-        return Cost(
-            forward=len(clean.judge) * (3 + config.control_sets)
-            + len(clean.search) * 2 * len(config.poisoned_shares)
+        trial = len(clean.judge) * (3 + config.control_sets) + len(clean.search) * 2 * len(
+            config.poisoned_shares
         )
+        # A second one without the channels that the network needs, tried one by one.
+        return Cost(forward=2 * trial + len(clean.search) * config.prune_channels)
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         config = self.config
@@ -219,29 +201,14 @@ class MbnsScanner(Scanner[MbnsConfig]):
     ) -> Observation:
         """Prune and push the traced channels: is the finding real, and where does it lead?"""
         config = self.config
-        images, labels = clean.judged()
-        pruned = pruned_predictions(
-            suspect,
-            [found.neurons[i] for i in traced[: config.prune_channels]],
-            images,
-            batch_size=context.batch_size,
-        )
-        drop = 1.0 - float((pruned == labels).double().mean())
-        poisoned_share, push = self._best_push(suspect, clean, context, found, traced)
-        test = push_test(
-            suspect,
-            push,
-            images,
-            labels,
-            control_pool=_without_trace(found, traced),
-            controls=config.control_sets,
-            generator=generator(context.seed, "mbns", "controls"),
-            batch_size=context.batch_size,
-        )
+        trials = TraceTrials(suspect, clean, context, found, traced, config)
+        clearest = traced[: config.prune_channels]
+        trial = trials.run(clearest)
+        test = trial.test
         evidence |= {
             "traced": len(traced),
-            "poisoned_share": poisoned_share,
-            "pruned_accuracy_drop": drop,
+            "poisoned_share": trial.poisoned_share,
+            "pruned_accuracy_drop": trial.drop,
             "push_share": test.share,
             "push_lower_bound": test.lower,
             "opposite_push_upper_bound": test.opposite_upper,
@@ -250,24 +217,36 @@ class MbnsScanner(Scanner[MbnsConfig]):
             "shifted_lower_bound": test.shifted_lower,
             "control_shifted": test.control_shifted,
             "arrows": list(test.arrows),
-            "push": [[*neuron, amount] for neuron, amount in push.items()],
+            "push": [[*neuron, amount] for neuron, amount in trial.push.items()],
         }
-        is_free = drop <= config.max_accuracy_drop
+        is_free = trial.drop <= config.max_accuracy_drop
         # Pushed far enough, needed channels lead a clean model's images to one class, as no control
         # may do: there the price of their removal tells. They do not lead each class to another.
         is_shift = test.leads_to_all and test.is_sure_shift
+        is_confirmed = is_shift or (is_free and trial.leads)
+        notes = []
+        if not is_free:
+            note = (
+                f"removing the clearest traces costs {trial.drop:.1%} of the accuracy; a trigger's "
+                "own channels cost little"
+            )
+            if is_shift:
+                note += ", but nothing else shifts the classes as far"
+            elif trial.leads:
+                needed = trials.needed(clearest)
+                evidence["needed"] = [[*found.neurons[i], cost] for i, cost in needed.items()]
+                is_confirmed = self._stands_without(trials, trial, clearest, set(needed), evidence)
+                if is_confirmed:
+                    note += (
+                        f", as these do without the {len(needed)} that the network needs, and "
+                        "without them the push leads to the same"
+                    )
+            notes.append(note)
         pattern = None
         if test.leads_to_one:
             pattern = Pattern.ALL_TO_ONE
         elif test.leads_to_all:
             pattern = Pattern.ALL_TO_ALL
-        notes = []
-        if not is_free:
-            notes.append(
-                f"removing the clearest traces costs {drop:.1%} of the accuracy; a trigger's own "
-                "channels cost little"
-                + (", but nothing else shifts the classes as far" if is_shift else "")
-            )
         return Observation(
             finding=Finding.STRONG if score >= config.strong else Finding.SUSPICIOUS,
             pattern=pattern,
@@ -275,51 +254,37 @@ class MbnsScanner(Scanner[MbnsConfig]):
             score=score,
             score_name=_SCORE_NAME,
             threshold=config.suspicious,
-            is_confirmed=is_shift or (is_free and (test.beats_controls or test.leads_to_all)),
+            is_confirmed=is_confirmed,
             per_class=test.per_class,
             per_class_name="share of other classes' images that the push sends there",
             evidence=evidence,
             notes=tuple(notes),
         )
 
-    def _best_push(
+    def _stands_without(
         self,
-        suspect: Suspect,
-        clean: CleanImages,
-        context: ScanContext,
-        found: Divergences,
-        traced: list[int],
-    ) -> tuple[float, dict[Neuron, float]]:
-        """Choose on S how far to push: to where classes shift one by one, else where most moves.
+        trials: TraceTrials,
+        trial: Trial,
+        clearest: list[int],
+        needed: set[int],
+        evidence: dict[str, Json],
+    ) -> bool:
+        """Whether most of the clearest traces are free, cost little together and lead alike.
 
-        A running mean is off the clean one by the share of poisoned images times the displacement
-        that the trigger causes there: dividing by an assumed share gives the displacement, in the
-        proportions that the trigger has. Attacks that also train on near-triggers with the right
-        label (WaNet's noise) leave more of those in the mean than of the trigger, which then lies
-        the other way: a negative share.
+        What images of another kind leave in a clean model's statistics lies on the channels that
+        it needs; a trigger that is bound to the features of classes moves some of these as well,
+        but has its own (docs/adr/0024-needed-channels.md).
         """
-        kept = clean.search[clean.predictions[clean.search] == clean.labels[clean.search]]
-        images, labels = clean.images[kept], clean.labels[kept]
-        displaced = found.shift * found.deviation
-        shares = [sign * share for share in self.config.poisoned_shares for sign in (1, -1)]
-        pushes = [
-            {found.neurons[i]: float(displaced[i]) / share for i in traced} for share in shares
-        ]
-        predictions = pushed_predictions(suspect, pushes, images, batch_size=context.batch_size)
-        counts = torch.bincount(labels, minlength=suspect.num_classes)
-
-        def rank(index: int) -> tuple[bool, float]:
-            arrows = arrow_map(predictions[index], labels, suspect.num_classes)
-            # Share of each class's images that go where most of them go; the class that most
-            # others go to has nowhere to go itself.
-            led = arrows.errors * arrows.shares / counts.clamp_min(1)
-            target = int(torch.bincount(arrows.targets.clamp_min(0)).argmax())
-            others = (counts > 0) & (torch.arange(len(counts)) != target)
-            moved = float(led[others].mean()) if bool(others.any()) else 0.0
-            # A few errors are soon spread like a permutation; further than far enough only brings
-            # the controls closer.
-            is_shift = is_permutation_like(arrows) and float(led.mean()) >= _LEAST_SHIFT
-            return is_shift, min(moved, _FAR_ENOUGH)
-
-        best = max(range(len(pushes)), key=rank)
-        return shares[best], pushes[best]
+        if not 0 < 2 * len(needed) < len(clearest):
+            return False
+        rest = trials.run([i for i in clearest if i not in needed], without=needed)
+        evidence["unneeded_accuracy_drop"] = rest.drop
+        evidence["unneeded_push_share"] = rest.test.share
+        evidence["unneeded_control_share"] = rest.test.control_share
+        is_same = (rest.test.leads_to_one, rest.test.leads_to_all) == (
+            trial.test.leads_to_one,
+            trial.test.leads_to_all,
+        )
+        is_same &= not rest.test.leads_to_one or rest.test.target == trial.test.target
+        is_free = rest.drop <= min(_OWN_COST, self.config.max_accuracy_drop)
+        return is_free and rest.leads and is_same
