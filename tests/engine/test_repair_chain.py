@@ -16,7 +16,7 @@ from modelaudit.repairs import Change, RepairContext, RepairData, prune_mask
 from modelaudit.results import Finding, Pattern, Verdict
 from modelaudit.scanners import CleanImages, Observation, ScanContext
 from modelaudit.suspect import Suspect
-from tests.helpers.engine import install, scanner_class
+from tests.helpers.engine import install, nothing, scanner_class
 from tests.helpers.fake_repairs import (
     CHANNEL,
     LAYER,
@@ -30,6 +30,7 @@ from tests.helpers.fake_repairs import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -83,6 +84,40 @@ def test_the_same_trace_in_another_family_stays_inconclusive(
     install(monkeypatch, scanner_class("watch", trace), repair_class("cut", cut))
     report = run_repair(paths, method="cut").report
     assert (report.outcome, report.exit_status) == (RepairOutcome.INCONCLUSIVE, 5)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "allowed", "told"),
+    [
+        (accusing(1), 0.03, 0.03),
+        (nothing, 0.03, 0.015),
+        (nothing, 0.0, 0.0),
+    ],
+)
+def test_a_model_that_the_scan_calls_clean_may_lose_half_as_much(
+    paths: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: Callable[[Suspect, CleanImages, ScanContext], Observation],
+    allowed: float,
+    told: float,
+) -> None:
+    given: list[RepairContext] = []
+
+    def ask(_self: object, _model: Suspect, _data: RepairData, context: RepairContext) -> Change:
+        given.append(context)
+        return Change()
+
+    install(
+        monkeypatch,
+        scanner_class("watch", verdict),
+        repair_class("deaf", leave, _repair=ask),
+        repair_class("asks", leave, _repair=ask, reads_findings=True),
+    )
+    for method in ("deaf", "asks"):
+        report = run_repair(paths, method=method, max_accuracy_drop=allowed).report
+        assert report.max_accuracy_drop == allowed
+    assert [context.max_accuracy_drop for context in given] == [told, told]
+    assert [len(context.findings) for context in given] == [0, 1]
 
 
 def test_auto_trains_what_was_pruned_and_the_file_says_so(

@@ -114,8 +114,7 @@ class Patient:
             opened,
             parts,
             request,
-            # What does not read findings is not told any.
-            before=self._scan(request) if repair.reads_findings else None,
+            before=self._scan(request),
             scanners=(),
             progress=NoProgress(),
             stopwatch=Stopwatch(),

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from modelaudit.repairs import PruneMask, Repair, RepairedModel
     from modelaudit.scanners.base import Scanner
 
+#: Part of the accuracy budget that a repair may spend where the scan has found the model clean:
+#: nothing that anybody has seen is bought with it.
+_BUDGET_IF_CLEAN = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Attempt:
@@ -128,11 +132,15 @@ def attempt(
     start = suspect if onto is None or onto.suspect is None else onto.suspect
     earlier = () if onto is None else (*onto.earlier, onto)
     findings = () if before is None else before.scanners
+    budget = request.max_accuracy_drop
+    if before is not None and before.verdict.verdict is Verdict.CLEAN:
+        budget *= _BUDGET_IF_CLEAN
     context = RepairContext(
-        findings=findings,
+        # What does not read findings is not told any.
+        findings=findings if repair.reads_findings else (),
         seed=request.scan.seed,
         progress=progress,
-        max_accuracy_drop=request.max_accuracy_drop,
+        max_accuracy_drop=budget,
         search_dtype=fast_dtype(suspect.device),
         pruned=None if onto is None else onto.mask,
         original=None if onto is None else suspect,

@@ -46,7 +46,7 @@ class RepairContext(Context):
     Attributes, beside those of `Context`:
         profile: a shared pass of the suspect over `RepairData.as_trained`, in their order; a repair
             that needs one makes its own if it is None.
-        findings: what a scan of this suspect said; may be empty.
+        findings: what a scan of this suspect said; empty for a repair that does not read any.
         max_accuracy_drop: what the whole repair may cost in clean accuracy, a fraction.
         pruned: neurons that an earlier repair has pruned; they stay so.
         original: the model that the cost is counted from, where an earlier repair has cost some
