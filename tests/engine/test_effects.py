@@ -12,6 +12,7 @@ from modelaudit.engine.effects import (
     leads_nowhere,
     noise_effects,
     still_works,
+    traced_before,
 )
 from modelaudit.repair_results import Effect
 from modelaudit.results import Finding, Pattern, ScannerResult
@@ -87,6 +88,29 @@ def test_a_push_without_a_target_is_tried_where_its_arrows_point() -> None:
         (effect,) = tried(result(pattern=pattern, evidence=everywhere.evidence), after=closed())
         assert effect.target is None
         assert effect.share_before == tried(named, after=closed())[0].share_before
+
+
+def test_of_a_rescan_only_channels_that_were_traced_before_are_pushed() -> None:
+    both = pushed(target_labels=(TARGET,), evidence={"push": [["norm", 5, 50.0], ["norm", 0, 0.1]]})
+    options: dict[str, Any] = {"after": gate_suspect(), "is_of_rescan": True}
+    (whole,) = tried(both, **options)
+    (old,) = tried(both, traced=traced_before((pushed(),)), **options)
+    assert old.share_after > 0.9
+    assert "1 of 2 channels pushed" in old.artefact
+    assert "carried a trace before the repair" in old.artefact
+    (new,) = tried(both, traced={"mbns": frozenset({("norm", 0), ("other", 5)})}, **options)
+    assert new.share_after == 0.0
+    assert leads_nowhere(new)
+    (none,) = tried(both, traced={"mbns": frozenset()}, **options)
+    assert (none.share_before, none.share_after) == (0.0, 0.0)
+    assert "0 of 2 channels" in none.artefact
+    # Of a scanner that had pushed nothing nobody knows what was traced.
+    assert tried(both, traced={"dde": frozenset()}, **options) == (whole,)
+
+
+def test_traces_are_known_of_scanners_of_statistics_that_have_pushed() -> None:
+    known = traced_before((pushed(), result(id="dde"), pushed(id="plan", family="neuron_entropy")))
+    assert known == {"mbns": frozenset({("norm", 5)})}
 
 
 def test_what_has_no_push_and_leads_nowhere_known_is_no_effect() -> None:

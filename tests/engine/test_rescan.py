@@ -518,6 +518,66 @@ def test_other_pushes_of_drifted_weights_decide(changed: dict[str, Any]) -> None
     assert real in deciding((stand_in(0.02), effect(0.9), real), have_weights_drifted=True)
 
 
+#: the scan of a suspect whose traces are known, and a finding of its repaired form
+TRACED = replace(BEFORE.scanners[0], evidence={"push": [["norm", 5, 1.0]]})
+ELSEWHERE = mbns(target_labels=(1,), pattern=Pattern.ALL_TO_ONE, is_confirmed=True)
+#: what the channels that were traced before do to it
+IDLE = replace(effect(0.02, is_of_rescan=True), target=1)
+
+
+@pytest.mark.parametrize("are_kept", [True, False], ids=["pruned", "trained"])
+def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_answered(
+    opened: Opened, *, are_kept: bool
+) -> None:
+    before, after = summary(TRACED), summary(ELSEWHERE, other(Finding.NONE))
+    assert after.verdict.verdict is Verdict.BACKDOORED
+    tried = (stand_in(0.02), effect(0.9), IDLE)
+    read = explained(
+        before, after, tried, are_statistics_kept=are_kept, are_weights_trained=not are_kept
+    )
+    assert read == ("mbns",)
+    verdict = read_rescan(after, tried, read, opened, REQUEST)
+    assert (verdict.verdict, verdict.reason_code) == (Verdict.CLEAN, "MA-V002")
+    assert "mbns points to output 1 now, by channels that carried no trace before" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"before": BEFORE},
+        {"effects": (stand_in(0.02),)},
+        {"effects": (stand_in(0.02), replace(IDLE, share_after=0.3))},
+        {"effects": (stand_in(0.02), replace(IDLE, is_of_rescan=False))},
+        {"effects": (stand_in(0.02), replace(IDLE, scanner="ban"))},
+        {"effects": (stand_in(0.02), replace(IDLE, target=3))},
+        {"effects": (stand_in(0.2), IDLE)},
+        {"effects": (IDLE,)},
+        {"after": summary(replace(ELSEWHERE, target_labels=(1, 3)))},
+        {"are_statistics_kept": False},
+    ],
+    ids=[
+        "nobody knows its traces",
+        "they were not tried",
+        "they lead there",
+        "they were those of before",
+        "another scanner's were tried",
+        "they were tried elsewhere",
+        "the stand-in leads a fifth",
+        "there is no stand-in",
+        "it names a third place too",
+        "the statistics are others, and nothing was trained",
+    ],
+)
+def test_a_new_place_is_not_answered_otherwise(changed: dict[str, Any]) -> None:
+    given: dict[str, Any] = {
+        "before": summary(TRACED),
+        "after": summary(ELSEWHERE),
+        "effects": (stand_in(0.02), IDLE),
+    }
+    assert explained(**given) == ("mbns",)
+    assert explained(**{**given, **changed}) == ()
+
+
 def test_noise_or_a_mixture_that_points_elsewhere_is_not_answered() -> None:
     for before, after in ((ban(), ban(Finding.STRONG, 0.1, 1)), (dde(2), dde(1))):
         read = explained(

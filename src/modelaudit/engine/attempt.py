@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modelaudit import architectures
-from modelaudit.engine.effects import deciding, effects, leads_nowhere, noise_effects
+from modelaudit.engine.effects import deciding, effects, leads_nowhere, noise_effects, traced_before
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
 from modelaudit.engine.scan import audit
 from modelaudit.errors import UnmetNeedError
@@ -238,6 +238,7 @@ def _scanned_again(
             images.proof_labels,
             seed=request.scan.seed,
             is_of_rescan=True,
+            traced=traced_before(before.scanners),
         ),
         *noise_effects(before.scanners, report.scanners, opened.clean),
     )

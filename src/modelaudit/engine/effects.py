@@ -38,6 +38,8 @@ NOWHERE_BOUND = 0.2
 #: Random sets of other channels that a push is compared with.
 CONTROL_SETS = 5
 
+#: Family of the scanners that read running statistics.
+STATISTICS_FAMILY = "bn_statistics"
 #: Family of the scanners whose noise is an artefact.
 NOISE_FAMILY = "parameter_noise"
 
@@ -54,6 +56,7 @@ def effects(
     *,
     seed: int,
     is_of_rescan: bool = False,
+    traced: Mapping[str, frozenset[tuple[str, int]]] | None = None,
     batch_size: int = 256,
 ) -> tuple[Effect, ...]:
     """Try every artefact of a scan on both models.
@@ -69,6 +72,7 @@ def effects(
         labels: ``(N,)`` int64.
         seed: the run's seed, which draws the controls.
         is_of_rescan: whether `results` are the re-scan's.
+        traced: of `traced_before`; of these scanners' pushes no other channels are heard.
         batch_size: images computed together.
 
     Returns:
@@ -85,6 +89,16 @@ def effects(
         trials = int(counted.sum())
         if not push or not trials:
             continue
+        where = "the statistics are still off" if is_of_rescan else "the backdoor had them"
+        artefact = f"{len(push)} channels pushed to where {where}"
+        old = None if traced is None else traced.get(result.id)
+        if old is not None:
+            pushed = len(push)
+            push = [row for row in push if row[:2] in old]
+            artefact = (
+                f"{len(push)} of {pushed} channels pushed to where {where}: those that carried a "
+                "trace before the repair"
+            )
         shown, wanted = images[counted], goals[counted]
         hits = [_hits(m, push, shown, wanted, batch_size=batch_size) for m in (before, after)]
         control = None
@@ -93,11 +107,10 @@ def effects(
             sets = [_control(after, push, draws) for _ in range(CONTROL_SETS)]
             count = sum(_hits(after, s, shown, wanted, batch_size=batch_size) for s in sets)
             control = count / (CONTROL_SETS * trials)
-        where = "the statistics are still off" if is_of_rescan else "the backdoor had them"
         found.append(
             Effect(
                 scanner=result.id,
-                artefact=f"{len(push)} channels pushed to where {where}",
+                artefact=artefact,
                 target=target,
                 images=trials,
                 share_before=hits[0] / trials,
@@ -221,6 +234,23 @@ def leads_nowhere(effect: Effect) -> bool:
         upper = effect.interval_after[1] - (effect.control_share or 0.0)
         return effect.share_beyond_control <= NOWHERE_UP_TO and upper <= NOWHERE_BOUND
     return effect.share_beyond_control <= NOWHERE_UP_TO
+
+
+def traced_before(results: Sequence[ScannerResult]) -> dict[str, frozenset[tuple[str, int]]]:
+    """Return the channels that scanners of statistics have pushed, by the scanner's id.
+
+    Poisoned images have left their traces before any repair. What a channel shows afterwards that
+    showed nothing before, the repair has done: it has changed what clean images are there, or has
+    moved the statistics (docs/adr/0025-traces-of-the-repair.md).
+
+    Args:
+        results: of the scan of the suspect.
+    """
+    return {
+        result.id: frozenset((layer, channel) for layer, channel, _ in _push(result.evidence))
+        for result in results
+        if result.family == STATISTICS_FAMILY and _push(result.evidence)
+    }
 
 
 def _push(evidence: Mapping[str, Json]) -> _Push:

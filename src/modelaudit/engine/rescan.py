@@ -9,8 +9,9 @@ variance is bit for bit the suspect's, the same scanner accused the suspect, and
 
 - stand-ins for the trigger, which lead most of the suspect's images to where this finding pointed,
   lead at most a tenth of the repaired model's there beyond what goes there anyway, and it points
-  nowhere else now, unless weights that were trained have drifted off the statistics and its own
-  controls disprove it; or,
+  nowhere else now, unless by channels that carried no trace before the repair
+  (docs/adr/0025-traces-of-the-repair.md), or weights that were trained have drifted off the
+  statistics and its own controls disprove it; or,
 - where no stand-in leads the suspect's images: the score is no larger than the suspect's, the
   finding names no target and no all-to-all pattern, and confirms nothing; its flagged channels,
   pushed, lead at most a tenth of the held-out images further than controls, nor does anything else
@@ -36,11 +37,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from modelaudit import calibration
 from modelaudit.engine.effects import (
     NOISE_FAMILY,
+    STATISTICS_FAMILY,
     deciding,
     is_disproved,
     is_powerful,
     leads_nowhere,
     still_works,
+    traced_before,
 )
 from modelaudit.engine.scan import circumstances, populations
 from modelaudit.functional.shares import NO_ARROW
@@ -56,9 +59,6 @@ if TYPE_CHECKING:
     from modelaudit.engine.request import ScanRequest
     from modelaudit.repair_results import Effect, ScanSummary
     from modelaudit.results import ScannerResult, ScanOutcome
-
-#: Family of the scanners that read running statistics.
-STATISTICS_FAMILY = "bn_statistics"
 
 _ACCUSING = frozenset({Finding.SUSPICIOUS, Finding.STRONG})
 
@@ -91,10 +91,13 @@ def explained_traces(
         return ()
 
     def is_explained(result: ScannerResult, earlier: ScannerResult) -> bool:
+        made = _made_by_the_repair(result, earlier, effects)
         if not are_statistics_kept:
-            return are_weights_trained and _is_faded(result, earlier, witnesses)
+            return are_weights_trained and _is_faded(result, earlier, witnesses, made=made)
         if witnesses:
-            return _is_answered(result, earlier, witnesses, have_weights_drifted=have_drifted)
+            return _is_answered(
+                result, earlier, witnesses, made=made, have_weights_drifted=have_drifted
+            )
         return _is_idle(result, earlier, effects)
 
     accused = {result.id: result for result in before.scanners if result.finding in _ACCUSING}
@@ -105,7 +108,33 @@ def explained_traces(
     )
 
 
-def _is_faded(result: ScannerResult, earlier: ScannerResult, witnesses: Sequence[Effect]) -> bool:
+def _made_by_the_repair(
+    result: ScannerResult, earlier: ScannerResult, effects: Sequence[Effect]
+) -> set[int | None]:
+    """Return the places where channels lead that carried no trace before, and only these.
+
+    Of a re-scan's push by a scanner that had pushed before, `effects` are those of the channels
+    that it had pushed.
+    """
+    if not traced_before((earlier,)):
+        return set()
+    return {
+        effect.target
+        for effect in effects
+        if effect.kind == "push"
+        and effect.is_of_rescan
+        and effect.scanner == result.id
+        and leads_nowhere(effect)
+    }
+
+
+def _is_faded(
+    result: ScannerResult,
+    earlier: ScannerResult,
+    witnesses: Sequence[Effect],
+    *,
+    made: set[int | None],
+) -> bool:
     """Whether a finding is what is left of traces whose stand-ins lead nowhere any more.
 
     Statistics that have moved are no longer the suspect's: a scanner without power has none, and
@@ -116,7 +145,7 @@ def _is_faded(result: ScannerResult, earlier: ScannerResult, witnesses: Sequence
         and result.finding in _ACCUSING
         and (earlier.score or 0.0) > (result.score or 0.0)
         and _follows_arrows_of(result, earlier)
-        and _is_answered(result, earlier, witnesses, have_weights_drifted=False)
+        and _is_answered(result, earlier, witnesses, made=made, have_weights_drifted=False)
     )
 
 
@@ -135,6 +164,7 @@ def _is_answered(
     earlier: ScannerResult,
     witnesses: Sequence[Effect],
     *,
+    made: set[int | None],
     have_weights_drifted: bool,
 ) -> bool:
     """Whether stand-ins were tried for all that a scanner of statistics or noise pointed at.
@@ -155,6 +185,7 @@ def _is_answered(
     was_at, is_at = _places(earlier), _places(result)
     if have_weights_drifted and is_disproved(result):
         is_at = set()
+    is_at -= made
     return is_read and bool(was_at) and was_at | is_at <= tried
 
 
@@ -281,8 +312,19 @@ def _tried_by(effects: Sequence[Effect]) -> str:
 def _disproved_by(after: ScanSummary, effects: Sequence[Effect], explained: Sequence[str]) -> str:
     """Return what is said of places that an answered scanner names without a stand-in there."""
     tried = {effect.target for effect in effects if is_powerful(effect)}
+    idle = {
+        (effect.scanner, effect.target)
+        for effect in effects
+        if effect.kind == "push" and effect.is_of_rescan and leads_nowhere(effect)
+    }
+
+    def why(place: tuple[str, int]) -> str:
+        if place in idle:
+            return "by channels that carried no trace before the repair"
+        return "which its own controls disprove"
+
     said = [
-        f"{result.id} points to output {target} now, which its own controls disprove"
+        f"{result.id} points to output {target} now, {why((result.id, target))}"
         for result in after.scanners
         if tried and result.id in explained
         for target in result.target_labels
