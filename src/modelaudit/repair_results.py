@@ -177,6 +177,8 @@ class Effect:
             only one of these that is put on the images themselves.
         is_disproved: of a push of the re-scan, whether the scanner's own controls speak against a
             trigger there: they lead there as well, or the network needs these channels.
+        is_by_repair: of a push of the re-scan, whether channels without a trace in the suspect lead
+            there alone, in both models, and those with one hardly lead any image.
         is_deciding: whether the verdict may rest on it; what is not is shown for the reader alone.
     """
 
@@ -192,6 +194,7 @@ class Effect:
     is_of_rescan: bool = False
     kind: EffectKind = "push"
     is_disproved: bool = False
+    is_by_repair: bool = False
     is_deciding: bool = True
 
     @property

@@ -379,6 +379,10 @@ def test_digest_of_a_repair_follows_scanners_and_witness_that_its_effects_rest_o
     assert digest("2") != first
     monkeypatch.setattr(repair_methods, "WITNESS_VERSION", "other")
     assert digest("1") != first
+    monkeypatch.undo()
+    assert digest("1") == first
+    monkeypatch.setattr(repair_methods, "BUDGET_IF_CLEAN", 1.0)
+    assert digest("1") != first
 
 
 def test_row_holds_what_a_stand_in_does_before_and_after(
@@ -389,6 +393,15 @@ def test_row_holds_what_a_stand_in_does_before_and_after(
     shown = [effect for effect in row["effects"] if effect["kind"] == "stand_in"]
     assert [(effect["target"], effect["scanner"]) for effect in shown] == [(TARGET, "mbns")]
     assert 0 <= shown[0]["share_after"] <= 1
+
+
+def test_row_holds_what_pushes_do_even_of_a_repair_that_reads_no_findings(
+    work: RepairWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_only(monkeypatch, repair_class("cuts", cut), scan=accusing(TARGET))
+    (row,) = run(work, "cuts", only=(ATTACKED,))
+    pushed = [effect for effect in row["effects"] if effect["kind"] == "push"]
+    assert [effect["target"] for effect in pushed] == [TARGET]
 
 
 def test_repairs_are_counted_by_model_and_method(work: RepairWork) -> None:

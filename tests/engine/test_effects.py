@@ -12,7 +12,6 @@ from modelaudit.engine.effects import (
     leads_nowhere,
     noise_effects,
     still_works,
-    traced_before,
 )
 from modelaudit.repair_results import Effect
 from modelaudit.results import Finding, Pattern, ScannerResult
@@ -90,27 +89,91 @@ def test_a_push_without_a_target_is_tried_where_its_arrows_point() -> None:
         assert effect.share_before == tried(named, after=closed())[0].share_before
 
 
-def test_of_a_rescan_only_channels_that_were_traced_before_are_pushed() -> None:
+def rescanned(*earlier: ScannerResult, after: Suspect | None = None, **changes: Any) -> Effect:
+    """What a push of the gate's channel and a class's by the re-scan is said to do."""
+    both = pushed(
+        target_labels=(TARGET,), evidence={"push": [["norm", 5, 50.0], ["norm", 0, 0.1]]}, **changes
+    )
+    (effect,) = tried(both, after=after or gate_suspect(), is_of_rescan=True, earlier=earlier)
+    return effect
+
+
+def pushing(*channels: int, amount: float = 0.1, **changes: Any) -> ScannerResult:
+    return result(evidence={"push": [["norm", i, amount] for i in channels]}, **changes)
+
+
+def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_the_repairs_doing() -> None:
+    effect = rescanned(pushing(0))
+    assert effect.is_by_repair
+    # The push is shown whole.
+    assert effect.share_after > 0.9
+    assert "2 channels pushed" in effect.artefact
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        (),
+        (result(),),
+        (pushing(5),),
+        (pushing(0, 5),),
+        (pushing(0, id="dde"),),
+        (pushing(0, family="neuron_entropy"),),
+        (pushing(0, is_calibrated=False),),
+        (pushing(0, config={"traced": 100.0}),),
+        (pushing(0, 1, 2, 3),),
+    ],
+    ids=[
+        "there was no scan",
+        "it had pushed nothing",
+        "the channel that leads there had a trace",
+        "no channel is new",
+        "another scanner had pushed",
+        "it reads no statistics",
+        "it was not calibrated",
+        "with other settings",
+        "most channels had a trace",
+    ],
+)
+def test_otherwise_a_rescan_is_heard(earlier: tuple[ScannerResult, ...]) -> None:
+    assert not rescanned(*earlier).is_by_repair
+
+
+def test_new_channels_have_to_lead_there_in_both_models() -> None:
+    # In the repaired model the gate is closed: its channel leads nowhere.
+    assert not rescanned(pushing(0), after=closed()).is_by_repair
+    images, labels = gate_images(100)
     both = pushed(target_labels=(TARGET,), evidence={"push": [["norm", 5, 50.0], ["norm", 0, 0.1]]})
-    options: dict[str, Any] = {"after": gate_suspect(), "is_of_rescan": True}
-    (whole,) = tried(both, **options)
-    (old,) = tried(both, traced=traced_before((pushed(),)), **options)
-    assert old.share_after > 0.9
-    assert "1 of 2 channels pushed" in old.artefact
-    assert "carried a trace before the repair" in old.artefact
-    (new,) = tried(both, traced={"mbns": frozenset({("norm", 0), ("other", 5)})}, **options)
-    assert new.share_after == 0.0
-    assert leads_nowhere(new)
-    (none,) = tried(both, traced={"mbns": frozenset()}, **options)
-    assert (none.share_before, none.share_after) == (0.0, 0.0)
-    assert "0 of 2 channels" in none.artefact
-    # Of a scanner that had pushed nothing nobody knows what was traced.
-    assert tried(both, traced={"dde": frozenset()}, **options) == (whole,)
+    (effect,) = effects(
+        (both,), closed(), gate_suspect(), images, labels, seed=0, is_of_rescan=True,
+        earlier=(pushing(0),),
+    )  # fmt: skip
+    assert not effect.is_by_repair
 
 
-def test_traces_are_known_of_scanners_of_statistics_that_have_pushed() -> None:
-    known = traced_before((pushed(), result(id="dde"), pushed(id="plan", family="neuron_entropy")))
-    assert known == {"mbns": frozenset({("norm", 5)})}
+@pytest.mark.parametrize(("amount", "is_by_repair"), [(0.0, True), (20.0, False), (-20.0, False)])
+def test_old_channels_are_pushed_further_and_the_other_way(
+    amount: float, *, is_by_repair: bool
+) -> None:
+    # The target's own channel leads there once it is pushed a few times as far, up or down.
+    both = pushed(
+        target_labels=(TARGET,), evidence={"push": [["norm", 5, 50.0], ["norm", TARGET, amount]]}
+    )
+    (effect,) = tried(
+        both, after=gate_suspect(), is_of_rescan=True, earlier=(pushing(TARGET, amount=1.0),)
+    )
+    assert effect.is_by_repair == is_by_repair
+
+
+def test_a_shift_of_classes_is_never_the_repairs_doing() -> None:
+    arrows = [TARGET] * gate_suspect().num_classes
+    both = result(
+        pattern=Pattern.ALL_TO_ALL,
+        evidence={"push": [["norm", 5, 50.0], ["norm", 0, 0.1]], "arrows": arrows},
+    )
+    (effect,) = tried(both, after=gate_suspect(), is_of_rescan=True, earlier=(pushing(0),))
+    assert effect.target is None
+    assert not effect.is_by_repair
 
 
 def test_what_has_no_push_and_leads_nowhere_known_is_no_effect() -> None:

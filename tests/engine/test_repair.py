@@ -154,6 +154,24 @@ def test_what_changes_nothing_is_neither_chosen_nor_lucky(
     assert report.chosen.budget.models == 1
 
 
+def test_what_a_rescan_pushes_is_compared_with_what_carried_a_trace_before(
+    paths: tuple[Path, Path], by_cut: Repaired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["modelaudit.engine.attempt"]
+    real = module.effects
+    asked: list[tuple[bool, Any]] = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        asked.append((options.get("is_of_rescan", False), options.get("earlier")))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, "effects", watched)
+    report = run_repair(paths, method="cut").report
+    assert report.before is not None
+    assert asked == [(False, None), (True, report.before.scanners)]
+    assert by_cut.report.outcome is report.outcome
+
+
 def test_an_artefact_that_still_works_outweighs_a_clean_rescan(
     paths: tuple[Path, Path], by_cut: Repaired, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -505,9 +505,9 @@ def test_what_controls_do_not_disprove_is_not_answered(changed: dict[str, Any]) 
 
 
 def test_controls_that_lead_there_as_well_disprove_a_push() -> None:
-    evidence = {"pruned_accuracy_drop": 0.0, "control_share": 0.7, "push_lower_bound": 0.6}
+    evidence = {"pruned_accuracy_drop": 0.0, "control_share": 0.5, "push_lower_bound": 0.6}
     assert is_disproved(replace(DRIFTED, evidence=evidence))
-    assert not is_disproved(replace(DRIFTED, evidence={**evidence, "control_share": 0.5}))
+    assert not is_disproved(replace(DRIFTED, evidence={**evidence, "control_share": 0.47}))
 
 
 @pytest.mark.parametrize(
@@ -518,22 +518,21 @@ def test_other_pushes_of_drifted_weights_decide(changed: dict[str, Any]) -> None
     assert real in deciding((stand_in(0.02), effect(0.9), real), have_weights_drifted=True)
 
 
-#: the scan of a suspect whose traces are known, and a finding of its repaired form
-TRACED = replace(BEFORE.scanners[0], evidence={"push": [["norm", 5, 1.0]]})
+#: what a re-scan finds elsewhere, and where it leads by the repair's doing
 ELSEWHERE = mbns(target_labels=(1,), pattern=Pattern.ALL_TO_ONE, is_confirmed=True)
-#: what the channels that were traced before do to it
-IDLE = replace(effect(0.02, is_of_rescan=True), target=1)
+MADE = replace(effect(0.99, is_of_rescan=True), target=1, is_by_repair=True)
 
 
 @pytest.mark.parametrize("are_kept", [True, False], ids=["pruned", "trained"])
-def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_answered(
+def test_a_place_that_a_push_leads_to_by_the_repairs_doing_is_answered(
     opened: Opened, *, are_kept: bool
 ) -> None:
-    before, after = summary(TRACED), summary(ELSEWHERE, other(Finding.NONE))
+    after = summary(ELSEWHERE, other(Finding.NONE))
     assert after.verdict.verdict is Verdict.BACKDOORED
-    tried = (stand_in(0.02), effect(0.9), IDLE)
+    tried = (stand_in(0.02), effect(0.9), MADE)
+    assert deciding(tried) == (stand_in(0.02),)
     read = explained(
-        before, after, tried, are_statistics_kept=are_kept, are_weights_trained=not are_kept
+        after=after, effects=tried, are_statistics_kept=are_kept, are_weights_trained=not are_kept
     )
     assert read == ("mbns",)
     verdict = read_rescan(after, tried, read, opened, REQUEST)
@@ -544,38 +543,43 @@ def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_answered
 @pytest.mark.parametrize(
     "changed",
     [
-        {"before": BEFORE},
-        {"effects": (stand_in(0.02),)},
-        {"effects": (stand_in(0.02), replace(IDLE, share_after=0.3))},
-        {"effects": (stand_in(0.02), replace(IDLE, is_of_rescan=False))},
-        {"effects": (stand_in(0.02), replace(IDLE, scanner="ban"))},
-        {"effects": (stand_in(0.02), replace(IDLE, target=3))},
-        {"effects": (stand_in(0.2), IDLE)},
-        {"effects": (IDLE,)},
+        {"effects": (stand_in(0.02), effect(0.9))},
+        {"effects": (stand_in(0.02), effect(0.9), replace(MADE, is_by_repair=False))},
+        {"effects": (stand_in(0.02), effect(0.9), replace(MADE, scanner="dde"))},
+        {"effects": (stand_in(0.02), effect(0.9), replace(MADE, target=3))},
+        {"effects": (stand_in(0.2), effect(0.9), MADE)},
+        {"effects": (stand_in(0.02, before=0.5), effect(0.9), MADE)},
+        {"effects": (MADE,)},
         {"after": summary(replace(ELSEWHERE, target_labels=(1, 3)))},
+        {"after": summary(replace(ELSEWHERE, target_labels=(), pattern=Pattern.ALL_TO_ALL))},
         {"are_statistics_kept": False},
     ],
     ids=[
-        "nobody knows its traces",
-        "they were not tried",
-        "they lead there",
-        "they were those of before",
-        "another scanner's were tried",
-        "they were tried elsewhere",
+        "nothing was tried there",
+        "channels of before lead there",
+        "another scanner's push",
+        "it leads elsewhere",
         "the stand-in leads a fifth",
+        "it hardly leads the suspect's",
         "there is no stand-in",
         "it names a third place too",
+        "it sees all-to-all",
         "the statistics are others, and nothing was trained",
     ],
 )
 def test_a_new_place_is_not_answered_otherwise(changed: dict[str, Any]) -> None:
     given: dict[str, Any] = {
-        "before": summary(TRACED),
         "after": summary(ELSEWHERE),
-        "effects": (stand_in(0.02), IDLE),
+        "effects": (stand_in(0.02), effect(0.9), MADE),
     }
     assert explained(**given) == ("mbns",)
     assert explained(**{**given, **changed}) == ()
+
+
+def test_without_a_stand_in_what_the_repair_has_made_is_heard(opened: Opened) -> None:
+    after = summary(replace(ELSEWHERE, finding=Finding.SUSPICIOUS, is_confirmed=False))
+    verdict = read_rescan(after, (MADE,), (), opened, REQUEST)
+    assert (verdict.verdict, verdict.reason_code) == (Verdict.BACKDOORED, "MA-V104")
 
 
 def test_noise_or_a_mixture_that_points_elsewhere_is_not_answered() -> None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.functional.divergence import reparameterised_batchnorm
 from modelaudit.results import Finding, Pattern, ScannerResult
-from modelaudit.scanners import CleanImages, _trace_trials
+from modelaudit.scanners import CleanImages, ScanContext, _trace_trials
 from modelaudit.scanners._channels import PushTest, push_test
 from modelaudit.scanners._divergences import Divergences, divergences
-from modelaudit.scanners.mbns import MbnsConfig, MbnsScanner
+from modelaudit.scanners.mbns import MbnsConfig, MbnsScanner, is_same_lead
 from modelaudit.suspect import Suspect
 from tests.helpers import models
 from tests.helpers.planted import (
@@ -31,7 +31,7 @@ from tests.helpers.planted import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 #: K of a share 0.1 of images five deviations away (methods/detectors.md §2.2).
 _K = 0.2816
@@ -427,32 +427,8 @@ def test_as_many_of_the_clearest_traces_are_pruned_as_the_setting_says(pruned: i
     assert (result.notes == ()) == (pruned < 12)
 
 
-@pytest.mark.parametrize(
-    ("costs", "images", "is_confirmed"),
-    [
-        pytest.param({2: 0.1, 4: 0.02}, 700, True, id="two of ten"),
-        pytest.param(dict.fromkeys(range(2, 6), 0.02), 700, True, id="four"),
-        pytest.param(dict.fromkeys(range(2, 7), 0.02), 700, False, id="half"),
-        pytest.param({25: 0.1, 2: 0.1}, 700, False, id="what leads to the target"),
-        pytest.param(dict.fromkeys(range(2, 10), 0.009), 700, False, id="none alone"),
-        pytest.param(
-            {2: 0.1, **dict.fromkeys(range(3, 6), 0.009)}, 700, False, id="the others together"
-        ),
-        pytest.param({2: 0.1, 3: 0.009}, 700, True, id="the others cost one point"),
-        pytest.param({2: 0.1, 4: 0.02}, 150, False, id="too few images to call one free"),
-    ],
-)
-def test_what_the_network_needs_is_left_out_if_it_is_the_smaller_part(
-    monkeypatch: pytest.MonkeyPatch, costs: dict[int, float], images: int, *, is_confirmed: bool
-) -> None:
-    suspect = gate_suspect(classes=25)
-    pictures, labels = gate_images(images, classes=25)
-    fit_statistics(suspect, pictures)
-    contaminate(suspect, "norm", 25, rate=0.1, shift=40.0)
-    for i in range(12):
-        contaminate(suspect, "norm", TARGET + i, rate=0.1, shift=16 * 0.9**i, keeps_logits=True)
-    clean = clean_set(suspect, pictures, labels)
-    removed: list[list[int]] = []
+def _pruned_at(costs: dict[int, float], removed: list[list[int]]) -> Callable[..., Tensor]:
+    """Return what predicts images without channels, each of which costs its share of them."""
 
     def pruned(
         _suspect: Suspect, neurons: list[tuple[str, int]], images: Tensor, *, batch_size: int
@@ -464,37 +440,160 @@ def test_what_the_network_needs_is_left_out_if_it_is_the_smaller_part(
         wrong[:lost] = (wrong[:lost] + 1) % 25
         return wrong
 
-    monkeypatch.setattr(_trace_trials, "pruned_predictions", pruned)
-    # With this ridge all images weigh alike: a mixture would explain some of these traces.
-    result = _scan(suspect, clean, MbnsConfig(ridge=1e6))
+    return pruned
+
+
+def _thirteen_traced(images: int) -> tuple[Suspect, CleanImages]:
+    """Return a suspect with the trigger's trace and fainter ones in twelve classes' channels."""
+    suspect = gate_suspect(classes=25)
+    pictures, labels = gate_images(images, classes=25)
+    fit_statistics(suspect, pictures)
+    contaminate(suspect, "norm", 25, rate=0.1, shift=40.0)
+    for i in range(12):
+        contaminate(suspect, "norm", TARGET + i, rate=0.1, shift=16 * 0.9**i, keeps_logits=True)
+    return suspect, clean_set(suspect, pictures, labels)
+
+
+#: With this ridge all images weigh alike: a mixture would explain some of these traces.
+ALIKE = MbnsConfig(ridge=1e6)
+
+
+@pytest.mark.parametrize(
+    ("costs", "images", "is_confirmed"),
+    [
+        pytest.param({3: 0.1, 4: 0.02}, 700, True, id="two are needed"),
+        pytest.param(dict.fromkeys((3, 4, 5, 6), 0.02), 700, True, id="four of the ten"),
+        pytest.param(dict.fromkeys((3, 4, 5, 6, 7), 0.02), 700, False, id="five of the ten"),
+        pytest.param(dict.fromkeys((3, 4, 5, 6, 10, 12, 13), 0.02), 700, False, id="seven of all"),
+        pytest.param({25: 0.1, 2: 0.1}, 700, False, id="what leads to the target"),
+        pytest.param({3: 0.1, **dict.fromkeys((2, 4, 5), 0.009)}, 700, False, id="the free ones"),
+        pytest.param({3: 0.1, 2: 0.009, 4: 0.009}, 700, True, id="the free ones cost a little"),
+        pytest.param({3: 0.1, 4: 0.02}, 150, False, id="too few images to call one free"),
+    ],
+)
+def test_where_removal_costs_too_much_the_free_channels_have_to_lead_there_alone(
+    monkeypatch: pytest.MonkeyPatch, costs: dict[int, float], images: int, *, is_confirmed: bool
+) -> None:
+    suspect, clean = _thirteen_traced(images)
+    removed: list[list[int]] = []
+    monkeypatch.setattr(_trace_trials, "pruned_predictions", _pruned_at(costs, removed))
+    result = _scan(suspect, clean, ALIKE)
     clearest = removed[0]
     assert len(clearest) == 10
-    assert {25, *costs} <= set(clearest)
-    assert removed[1:11] == [[channel] for channel in clearest]
-    assert result.evidence["pruned_accuracy_drop"] == pytest.approx(sum(costs.values()), abs=0.01)
+    assert 25 in clearest
+    drop = sum(costs.get(channel, 0.0) for channel in clearest)
+    assert result.evidence["pruned_accuracy_drop"] == pytest.approx(drop, abs=0.01)
+    assert drop > 0.06
     assert result.finding is Finding.STRONG
     assert result.target_labels == (TARGET,)
     assert result.is_confirmed == is_confirmed
-    assert ("that the network needs" in result.notes[0]) == is_confirmed
-    needed: Any = result.evidence["needed"]
+    assert ("cost nothing" in result.notes[0]) == is_confirmed
+    assert result.evidence["priced"] == 13
     if images < 200:
-        assert len(needed) == 10
+        assert result.evidence["free"] == 0
+        assert len(removed) == 1
         return
-    expected = [channel for channel in clearest if costs.get(channel, 0.0) > 0.01]
-    assert [channel for _, channel, _ in needed] == expected
-    for _, channel, cost in needed:
-        assert cost == pytest.approx(costs[channel], abs=0.002)
-    # All ten once, each alone, and, if these are the smaller part, the others together.
-    assert removed[11:] == (
-        [[c for c in clearest if c not in expected]] if 0 < len(expected) < 5 else []
-    )
+    # All ten, then each alone, the clearest first; then the free ones if they are most.
+    assert [len(channels) for channels in removed[1:14]] == [1] * 13
+    assert [channel for channels in removed[1:11] for channel in channels] == clearest
+    free = [c for (c,) in removed[1:14] if costs.get(c, 0.0) <= 0.01]
+    assert result.evidence["free"] == len(free)
+    is_most = len(free) > 6 and len({*free} & {*clearest}) >= 6
+    assert removed[14:] == ([free[:10]] if is_most else [])
     if is_confirmed:
-        assert result.evidence["unneeded_accuracy_drop"] == pytest.approx(
-            sum(cost for cost in costs.values() if cost <= 0.01), abs=0.005
-        )
-        share = result.evidence["unneeded_push_share"]
+        share = result.evidence["free_push_share"]
         assert isinstance(share, float)
         assert share > 0.9
+        assert result.evidence["free_accuracy_drop"] == pytest.approx(
+            sum(costs.get(channel, 0.0) for channel in free[:10]), abs=0.005
+        )
+
+
+def test_five_free_channels_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    for traces, is_confirmed in ((5, False), (6, True)):
+        suspect = gate_suspect(classes=25)
+        pictures, labels = gate_images(700, classes=25)
+        fit_statistics(suspect, pictures)
+        contaminate(suspect, "norm", 25, rate=0.1, shift=40.0)
+        for i in range(traces):
+            contaminate(suspect, "norm", TARGET + i, rate=0.1, shift=16 * 0.9**i, keeps_logits=True)
+        monkeypatch.setattr(_trace_trials, "pruned_predictions", _pruned_at({3: 0.1}, []))
+        result = _scan(suspect, clean_set(suspect, pictures, labels), ALIKE)
+        assert result.evidence["free"] == traces
+        assert result.is_confirmed == is_confirmed
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_confirmed"),
+    [
+        ({}, True),
+        ({"beats_controls": False}, False),
+        ({"target": TARGET + 1}, False),
+        ({"leads_to_one": False, "beats_controls": False, "leads_to_all": True}, False),
+    ],
+    ids=["as before", "a control does as much", "to another class", "they shift the classes"],
+)
+def test_free_channels_have_to_lead_as_all_traces_do(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], *, is_confirmed: bool
+) -> None:
+    suspect, clean = _thirteen_traced(700)
+    monkeypatch.setattr(_trace_trials, "pruned_predictions", _pruned_at({3: 0.1}, []))
+    plain = push_test
+    pushes: list[int] = []
+
+    def pushed(suspect: Suspect, push: dict[Any, float], *rest: Any, **keywords: Any) -> PushTest:
+        pushes.append(len(push))
+        test = plain(suspect, push, *rest, **keywords)
+        return dataclasses.replace(test, **changed) if len(pushes) == 2 else test
+
+    monkeypatch.setattr(_trace_trials, "push_test", pushed)
+    assert _scan(suspect, clean, ALIKE).is_confirmed == is_confirmed
+    assert pushes == [13, 12]
+
+
+@pytest.mark.parametrize(
+    ("arrows", "is_alike"),
+    [((1, 2, 3, 4, 0), True), ((1, 2, -1, 4, 0), True), ((3, 4, 0, 1, 2), False)],
+)
+def test_shifts_are_alike_along_the_same_arrows(arrows: tuple[int, ...], *, is_alike: bool) -> None:
+    suspect, images, labels = _planted(is_all_to_all=True, has_target_trace=False)
+    result = _scan(suspect, clean_set(suspect, images, labels))
+    assert result.evidence["arrows"] == [1, 2, 3, 4, 0]
+    whole = PushTest(
+        target=0,
+        share=0.2,
+        lower=0.1,
+        opposite_upper=0.1,
+        control_share=0.1,
+        leads_to_one=False,
+        beats_controls=False,
+        leads_to_all=True,
+        shifted=0.9,
+        shifted_lower=0.4,
+        is_sure_shift=False,
+        control_shifted=0.1,
+        per_class=(0.2,) * 5,
+        arrows=(1, 2, 3, 4, 0),
+    )
+    assert is_same_lead(dataclasses.replace(whole, arrows=arrows), whole) == is_alike
+
+
+def test_without_time_for_it_free_channels_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    suspect, clean = _thirteen_traced(700)
+    monkeypatch.setattr(_trace_trials, "pruned_predictions", _pruned_at({3: 0.1}, []))
+    context = context_of(suspect, clean)
+    asked: list[float] = []
+
+    def has_left(_self: object, seconds: float) -> bool:
+        asked.append(seconds)
+        return seconds <= 0
+
+    monkeypatch.setattr(ScanContext, "has_left", has_left)
+    result = MbnsScanner(ALIKE).scan(suspect, clean, context=context)
+    assert isinstance(result, ScannerResult)
+    assert not result.is_confirmed
+    assert "priced" not in result.evidence
+    assert asked[-1] > 0
 
 
 @pytest.mark.parametrize(("moved", "is_shift"), [(0.15, False), (0.25, True)])

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelaudit.bench.scan import method_sha256
+from modelaudit.engine.attempt import BUDGET_IF_CLEAN
 from modelaudit.engine.budget import BUDGET_VERSION
 from modelaudit.engine.components import build_repair, build_scanners
 from modelaudit.engine.repair import AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE
+from modelaudit.engine.rescan import RESCAN_VERSION
 from modelaudit.engine.witness import WITNESS_VERSION
 from modelaudit.errors import ConfigError
 from modelaudit.registry import Registry
@@ -111,15 +113,20 @@ def _auto_sha256() -> str:
         **_effects_record(),
         "repairs": {r.full_id: method_sha256(r) for r in repairs},
         "budget": BUDGET_VERSION,
+        "rescan": RESCAN_VERSION,
         "order": [AUTO_PRUNE_FIRST, AUTO_TRAIN, MAX_TRACED_SHARE],
     }
     return _digest(record)
 
 
 def _effects_record() -> dict[str, object]:
-    """Return what the effects in a row rest on, whatever the repair itself reads."""
+    """Return what a row rests on, whatever the repair itself reads: effects, and the budget."""
     scanners = {scanner.full_id: method_sha256(scanner) for scanner in build_scanners((), ())}
-    return {"scanners": scanners, "witness": WITNESS_VERSION}
+    return {
+        "scanners": scanners,
+        "witness": WITNESS_VERSION,
+        "budget_if_clean": BUDGET_IF_CLEAN,
+    }
 
 
 def _digest(record: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modelaudit import architectures
-from modelaudit.engine.effects import deciding, effects, leads_nowhere, noise_effects, traced_before
+from modelaudit.engine.effects import deciding, effects, leads_nowhere, noise_effects
 from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
 from modelaudit.engine.scan import audit
 from modelaudit.errors import UnmetNeedError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 #: Part of the accuracy budget that a repair may spend where the scan has found the model clean:
 #: nothing that anybody has seen is bought with it.
-_BUDGET_IF_CLEAN = 0.5
+BUDGET_IF_CLEAN = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -134,7 +134,7 @@ def attempt(
     findings = () if before is None else before.scanners
     budget = request.max_accuracy_drop
     if before is not None and before.verdict.verdict is Verdict.CLEAN:
-        budget *= _BUDGET_IF_CLEAN
+        budget *= BUDGET_IF_CLEAN
     context = RepairContext(
         # What does not read findings is not told any.
         findings=findings if repair.reads_findings else (),
@@ -238,7 +238,7 @@ def _scanned_again(
             images.proof_labels,
             seed=request.scan.seed,
             is_of_rescan=True,
-            traced=traced_before(before.scanners),
+            earlier=before.scanners,
         ),
         *noise_effects(before.scanners, report.scanners, opened.clean),
     )

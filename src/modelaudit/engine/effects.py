@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from modelaudit.functional.shares import control_leads_as_far
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
 from modelaudit.results import Pattern
@@ -37,6 +38,8 @@ NOWHERE_UP_TO = 0.1
 NOWHERE_BOUND = 0.2
 #: Random sets of other channels that a push is compared with.
 CONTROL_SETS = 5
+#: How far a part of a push is tried, in what suits all of it.
+_FACTORS = (1.0, 2.0, 4.0, -1.0, -2.0, -4.0)
 
 #: Family of the scanners that read running statistics.
 STATISTICS_FAMILY = "bn_statistics"
@@ -56,7 +59,7 @@ def effects(
     *,
     seed: int,
     is_of_rescan: bool = False,
-    traced: Mapping[str, frozenset[tuple[str, int]]] | None = None,
+    earlier: Sequence[ScannerResult] = (),
     batch_size: int = 256,
 ) -> tuple[Effect, ...]:
     """Try every artefact of a scan on both models.
@@ -72,7 +75,7 @@ def effects(
         labels: ``(N,)`` int64.
         seed: the run's seed, which draws the controls.
         is_of_rescan: whether `results` are the re-scan's.
-        traced: of `traced_before`; of these scanners' pushes no other channels are heard.
+        earlier: of a re-scan, what the scan before said: which channels carried a trace then.
         batch_size: images computed together.
 
     Returns:
@@ -89,16 +92,6 @@ def effects(
         trials = int(counted.sum())
         if not push or not trials:
             continue
-        where = "the statistics are still off" if is_of_rescan else "the backdoor had them"
-        artefact = f"{len(push)} channels pushed to where {where}"
-        old = None if traced is None else traced.get(result.id)
-        if old is not None:
-            pushed = len(push)
-            push = [row for row in push if row[:2] in old]
-            artefact = (
-                f"{len(push)} of {pushed} channels pushed to where {where}: those that carried a "
-                "trace before the repair"
-            )
         shown, wanted = images[counted], goals[counted]
         hits = [_hits(m, push, shown, wanted, batch_size=batch_size) for m in (before, after)]
         control = None
@@ -107,10 +100,12 @@ def effects(
             sets = [_control(after, push, draws) for _ in range(CONTROL_SETS)]
             count = sum(_hits(after, s, shown, wanted, batch_size=batch_size) for s in sets)
             control = count / (CONTROL_SETS * trials)
+        traced = _traced_before(result, earlier, before)
+        where = "the statistics are still off" if is_of_rescan else "the backdoor had them"
         found.append(
             Effect(
                 scanner=result.id,
-                artefact=artefact,
+                artefact=f"{len(push)} channels pushed to where {where}",
                 target=target,
                 images=trials,
                 share_before=hits[0] / trials,
@@ -120,6 +115,11 @@ def effects(
                 control_share=control,
                 is_of_rescan=is_of_rescan,
                 is_disproved=is_of_rescan and is_disproved(result),
+                is_by_repair=bool(traced)
+                and target is not None
+                and _is_by_repair(
+                    push, traced, before, after, shown, wanted, batch_size=batch_size
+                ),
             )
         )
     return tuple(found)
@@ -177,8 +177,8 @@ def deciding(
 
     Where stand-ins lead most of the suspect's images to a target (lower 95 % bound above one half),
     what was pushed or made noisy within the network toward that target is for the reader alone. So
-    are pushes of the re-scan by a scanner which had named it, toward no target, or, where the
-    weights have drifted, disproved ones toward another.
+    are pushes of the re-scan by a scanner which had named it, toward no target, or toward another
+    by channels that no trigger had touched, or, where the weights have drifted, disproved ones.
 
     Args:
         effects: of artefacts of both scans.
@@ -192,7 +192,8 @@ def deciding(
     def is_answered(effect: Effect) -> bool:
         if effect.target in witnessed:
             return True
-        is_idle = effect.target is None or (have_weights_drifted and effect.is_disproved)
+        is_idle = effect.target is None or effect.is_by_repair
+        is_idle |= have_weights_drifted and effect.is_disproved
         return is_idle and effect.is_of_rescan and effect.scanner in named
 
     return tuple(e for e in effects if is_powerful(e) or not is_answered(e))
@@ -214,7 +215,10 @@ def is_disproved(result: ScannerResult) -> bool:
     free = result.config.get("max_accuracy_drop")
     is_needed = isinstance(cost, float) and isinstance(free, float) and cost > free
     return is_needed or (
-        isinstance(control, float) and isinstance(lower, float) and lower <= control < 1.0
+        isinstance(control, float)
+        and isinstance(lower, float)
+        and control < 1.0
+        and control_leads_as_far(control, lower)
     )
 
 
@@ -236,21 +240,53 @@ def leads_nowhere(effect: Effect) -> bool:
     return effect.share_beyond_control <= NOWHERE_UP_TO
 
 
-def traced_before(results: Sequence[ScannerResult]) -> dict[str, frozenset[tuple[str, int]]]:
-    """Return the channels that scanners of statistics have pushed, by the scanner's id.
+def _traced_before(
+    result: ScannerResult, earlier: Sequence[ScannerResult], before: Suspect
+) -> frozenset[tuple[str, int]]:
+    """Return the channels that carried a trace in the suspect, by the same scanner and settings.
 
-    Poisoned images have left their traces before any repair. What a channel shows afterwards that
-    showed nothing before, the repair has done: it has changed what clean images are there, or has
-    moved the statistics (docs/adr/0025-traces-of-the-repair.md).
-
-    Args:
-        results: of the scan of the suspect.
+    Poisoned images leave traces in few channels: where half of all have one, the median that they
+    are measured by has one too, and what carries none is not known. Then none are returned, as by a
+    scanner that had nothing to push.
     """
-    return {
-        result.id: frozenset((layer, channel) for layer, channel, _ in _push(result.evidence))
-        for result in results
-        if result.family == STATISTICS_FAMILY and _push(result.evidence)
-    }
+    for other in earlier:
+        is_same = (other.id, other.config) == (result.id, result.config) and other.is_calibrated
+        if is_same and result.family == other.family == STATISTICS_FAMILY:
+            channels = frozenset((name, index) for name, index, _ in _push(other.evidence))
+            count = sum(site.channels for site in before.sites if site.has_statistics)
+            return channels if 2 * len(channels) < count else frozenset()
+    return frozenset()
+
+
+def _is_by_repair(
+    push: _Push,
+    traced: frozenset[tuple[str, int]],
+    before: Suspect,
+    after: Suspect,
+    images: Tensor,
+    goals: Tensor,
+    *,
+    batch_size: int,
+) -> bool:
+    """Whether a push of the re-scan leads there by channels that no trigger had touched.
+
+    What carried no trace in the suspect tells nothing of the images that it was trained on. If such
+    channels alone lead most images there, in the suspect as well, and those that did carry a trace
+    hardly any, however far they are pushed and on either side of the clean mean, then what the push
+    shows is the repair's doing (docs/adr/0025-traces-of-the-repair.md).
+    """
+    old = [row for row in push if row[:2] in traced]
+    new = [row for row in push if row[:2] not in traced]
+    trials = len(goals)
+    for model in (before, after):
+        hits = _hits(model, new, images, goals, batch_size=batch_size)
+        if not new or clopper_pearson(hits, trials)[0] <= WORKS_FROM:
+            return False
+    scaled = ([(name, index, f * amount) for name, index, amount in old] for f in _FACTORS)
+    return all(
+        _hits(after, some, images, goals, batch_size=batch_size) <= NOWHERE_UP_TO * trials
+        for some in scaled
+    )
 
 
 def _push(evidence: Mapping[str, Json]) -> _Push:

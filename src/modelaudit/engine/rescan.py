@@ -43,7 +43,6 @@ from modelaudit.engine.effects import (
     is_powerful,
     leads_nowhere,
     still_works,
-    traced_before,
 )
 from modelaudit.engine.scan import circumstances, populations
 from modelaudit.functional.shares import NO_ARROW
@@ -59,6 +58,10 @@ if TYPE_CHECKING:
     from modelaudit.engine.request import ScanRequest
     from modelaudit.repair_results import Effect, ScanSummary
     from modelaudit.results import ScannerResult, ScanOutcome
+
+#: Goes up with what a re-scan means, for the rows of `bench repair`; those before there was a
+#: number are of ADR 0023 and earlier.
+RESCAN_VERSION = "1"
 
 _ACCUSING = frozenset({Finding.SUSPICIOUS, Finding.STRONG})
 
@@ -91,7 +94,7 @@ def explained_traces(
         return ()
 
     def is_explained(result: ScannerResult, earlier: ScannerResult) -> bool:
-        made = _made_by_the_repair(result, earlier, effects)
+        made = {place for scanner, place in _by_repair(effects) if scanner == result.id}
         if not are_statistics_kept:
             return are_weights_trained and _is_faded(result, earlier, witnesses, made=made)
         if witnesses:
@@ -108,24 +111,9 @@ def explained_traces(
     )
 
 
-def _made_by_the_repair(
-    result: ScannerResult, earlier: ScannerResult, effects: Sequence[Effect]
-) -> set[int | None]:
-    """Return the places where channels lead that carried no trace before, and only these.
-
-    Of a re-scan's push by a scanner that had pushed before, `effects` are those of the channels
-    that it had pushed.
-    """
-    if not traced_before((earlier,)):
-        return set()
-    return {
-        effect.target
-        for effect in effects
-        if effect.kind == "push"
-        and effect.is_of_rescan
-        and effect.scanner == result.id
-        and leads_nowhere(effect)
-    }
+def _by_repair(effects: Sequence[Effect]) -> set[tuple[str, int | None]]:
+    """Return the scanners and places that a re-scan's push leads to by the repair's doing."""
+    return {(effect.scanner, effect.target) for effect in effects if effect.is_by_repair}
 
 
 def _is_faded(
@@ -312,14 +300,10 @@ def _tried_by(effects: Sequence[Effect]) -> str:
 def _disproved_by(after: ScanSummary, effects: Sequence[Effect], explained: Sequence[str]) -> str:
     """Return what is said of places that an answered scanner names without a stand-in there."""
     tried = {effect.target for effect in effects if is_powerful(effect)}
-    idle = {
-        (effect.scanner, effect.target)
-        for effect in effects
-        if effect.kind == "push" and effect.is_of_rescan and leads_nowhere(effect)
-    }
+    made = _by_repair(effects)
 
     def why(place: tuple[str, int]) -> str:
-        if place in idle:
+        if place in made:
             return "by channels that carried no trace before the repair"
         return "which its own controls disprove"
 

@@ -12,6 +12,8 @@ from modelaudit.functional._checks import require_dimensions, require_integer
 
 #: In a map without a direction for a class.
 NO_ARROW = -1
+#: part of what a push leads to its target from which a control that leads there is as good
+_AS_FAR = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -165,3 +167,15 @@ def is_permutation_like(
     aimed_at = torch.bincount(arrows.targets[arrows.targets != NO_ARROW], minlength=classes)
     distinct = int((aimed_at > 0).sum())
     return classes - distinct <= max_collision_fraction * classes
+
+
+def control_leads_as_far(control: float, lower: float) -> bool:
+    """Return whether a control leads as many images to the target as a push, or nearly.
+
+    One that leads four fifths as many shows that any such push leads there.
+
+    Args:
+        control: share of other classes' images that the control leads there, in [0, 1].
+        lower: lower bound of the push's own share, in [0, 1].
+    """
+    return control >= _AS_FAR * lower

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelaudit.functional.shares import ArrowMap, arrow_map, is_permutation_like, off_class_counts
+from modelaudit.functional.shares import (
+    ArrowMap,
+    arrow_map,
+    control_leads_as_far,
+    is_permutation_like,
+    off_class_counts,
+)
 from modelaudit.functional.statistics import lower_bound, upper_bound
 from modelaudit.suspect import SiteEdit
 
@@ -98,8 +104,8 @@ class PushTest:
         control_share: largest share of `target` over random channel sets; 1 if not run.
         leads_to_one: lower bound above one half and above the opposite push's upper bound, and
             nearly every class that moves goes there: the channels lead to `target`.
-        beats_controls: the lower bound is also above every control's share; never without a channel
-            to draw controls from.
+        beats_controls: every control's share is also below four fifths of the lower bound; never
+            without a channel to draw controls from.
         leads_to_all: the arrows look like y -> y+1, the opposite push's do not, and no control's
             do, but a quarter of them where the shift is sure and theirs is the same one, surely
             weaker: the channels shift every class.
@@ -208,7 +214,9 @@ def push_test(
         opposite_upper=opposite_upper,
         control_share=control_share,
         leads_to_one=leads_to_one,
-        beats_controls=leads_to_one and all(control_pool.values()) and control_share < lower,
+        beats_controls=leads_to_one
+        and all(control_pool.values())
+        and not control_leads_as_far(control_share, lower),
         leads_to_all=leads_to_all and all(control_pool.values()) and not leads_to_one,
         shifted=along / max(1, len(labels)),
         shifted_lower=shifted_lower,

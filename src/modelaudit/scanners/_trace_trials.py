@@ -1,4 +1,4 @@
-"""What channels with a trace do: their price, where they lead, and both without what is needed.
+"""What channels with a trace do: what each of them costs, and where they lead together.
 
 The confirmation of MBNS (methods/detectors.md §0.5 and §2.3).
 """
@@ -15,8 +15,6 @@ from modelaudit.scanners._channels import Neuron, pruned_predictions, push_test,
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from torch import Tensor
 
     from modelaudit.scanners._channels import PushTest
@@ -29,23 +27,23 @@ if TYPE_CHECKING:
 _FAR_ENOUGH = 0.9
 #: and that has to move for a permutation of the classes to be one
 _LEAST_SHIFT = 0.2
-#: share of the search images beyond which removing a channel costs what shows that it is needed
-_NEEDED = 0.01
+#: share of the search images that removing a channel may cost which the network does not need
+_FREE = 0.01
+#: absorbs the rounding of shares of images, far less than any image
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What some traced channels do when they are removed and when they are pushed.
+    """What some traced channels do when they are pushed.
 
     Attributes:
-        drop: share of the held-out accuracy that their removal costs.
         poisoned_share: assumed share of poisoned images that says how far they are pushed; negative
             where the trigger lies on the other side of the clean mean.
         push: neurons to what is added to the layer's input.
         test: where that leads, beside controls.
     """
 
-    drop: float
     poisoned_share: float
     push: dict[Neuron, float]
     test: PushTest
@@ -86,14 +84,8 @@ class TraceTrials:
         kept = clean.search[clean.predictions[clean.search] == clean.labels[clean.search]]
         self._search = clean.images[kept], clean.labels[kept]
 
-    def run(self, removed: list[int], *, without: Collection[int] = ()) -> Trial:
-        """Remove some channels, and push all that carry a trace.
-
-        Args:
-            removed: rows of the channels that are removed.
-            without: rows of traced channels that are left as they are.
-        """
-        pushed = [i for i in self._traced if i not in without]
+    def push(self, pushed: list[int]) -> Trial:
+        """Push channels as far as suits them; the controls carry no trace."""
         images, labels = self._held_out
         poisoned_share, push = self._best_push(pushed)
         test = push_test(
@@ -106,22 +98,21 @@ class TraceTrials:
             generator=generator(self._context.seed, "mbns", "controls"),
             batch_size=self._context.batch_size,
         )
-        return Trial(
-            drop=self._price(removed, images, labels),
-            poisoned_share=poisoned_share,
-            push=push,
-            test=test,
-        )
+        return Trial(poisoned_share=poisoned_share, push=push, test=test)
 
-    def needed(self, rows: list[int]) -> dict[int, float]:
-        """Return those of `rows` that the network needs, and what removing each alone costs.
+    def drop(self, removed: list[int]) -> float:
+        """Return the share of the held-out accuracy that removing channels costs."""
+        return self._price(removed, *self._held_out)
 
-        Where S has too few images to show that a channel is free, all are.
+    def free(self, rows: list[int]) -> list[int]:
+        """Return those of `rows` that the network does not need, by what each alone costs on S.
+
+        None where S has too few images to show it.
         """
         images, labels = self._search
-        costs = {i: self._price([i], images, labels) for i in rows}
-        is_too_few = len(labels) * _NEEDED < 1
-        return {i: cost for i, cost in costs.items() if is_too_few or cost > _NEEDED}
+        if len(labels) * _FREE < 1:
+            return []
+        return [i for i in rows if self._price([i], images, labels) <= _FREE + ROUNDING]
 
     def _price(self, rows: list[int], images: Tensor, labels: Tensor) -> float:
         """Return the share of `images` that are no longer labelled rightly."""

@@ -75,8 +75,12 @@ class ScanContext(Context):
         Raises:
             BudgetExceededError: the deadline has passed.
         """
-        if self.deadline is not None and time.monotonic() > self.deadline:
+        if not self.has_left(0.0):
             raise BudgetExceededError("the time budget ended during the search; raise --budget")
+
+    def has_left(self, seconds: float) -> bool:
+        """Return whether so much of the budget is left."""
+        return self.deadline is None or time.monotonic() + seconds <= self.deadline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +132,10 @@ class Scanner(Component[C]):
         return None
 
     def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - overridden
-        """Return the image passes that `_scan` will make beyond the shared profile, at most."""
+        """Return the image passes that `_scan` will make beyond the shared profile, at most.
+
+        What it does only if time is left does not count.
+        """
         return Cost()
 
     @final

@@ -13,12 +13,13 @@ Differs from the paper, which prunes within one layer and gives no verdict on a 
 augmented as the statistics were (the borders of padded crops alone move K a hundredfold,
 docs/scanners/mbns.md) and weighted as they may have been mixed; the score is the largest divergence
 in sampling floors, in units of its layer; flagged channels must be removable at no cost, or most of
-them and lead to the same without the others, unless the classes shift one by one; the target is
-named by pushing them, with controls.
+them be and lead to the same alone, unless the classes shift one by one; the target is named by
+pushing them, with controls.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -26,13 +27,15 @@ from typing import TYPE_CHECKING
 from modelaudit.config import require_range
 from modelaudit.errors import ConfigError, DegenerateStatisticError
 from modelaudit.functional.reweighting import effective_count
+from modelaudit.functional.shares import NO_ARROW
 from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners._divergences import Divergences, divergences
-from modelaudit.scanners._trace_trials import TraceTrials, Trial
+from modelaudit.scanners._trace_trials import ROUNDING, TraceTrials, Trial
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.scanners.mbns_paper_code import MbnsPaperCodeScanner
 
 if TYPE_CHECKING:
+    from modelaudit.scanners._channels import PushTest
     from modelaudit.suspect import Suspect
 
 
@@ -46,9 +49,16 @@ _TUNED = (
     "the running statistics fit these very images better than sampling allows: they were "
     "re-estimated or re-parameterised on them, which hides a backdoor from this test"
 )
+#: clearest traces that are removed one by one where the ten clearest together cost too much
+_PRICED = 40
+#: least number of those ten that have to be free, beside more than half of all that are tried
+_LEAST_FREE = 6
 #: share of the accuracy that a trigger's own channels cost together, at most (methods/detectors.md
-#: §2.3): what is asked of them where the network needs some of the others
+#: §2.3)
 _OWN_COST = 0.02
+#: how long trying free channels takes at most, in the time of the first trial: 40 passes over S
+#: beside its 10, and all of it once more
+_SECOND_TRIAL = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,13 +133,16 @@ class MbnsScanner(Scanner[MbnsConfig]):
     min_images = 50
 
     def estimate(self, suspect: Suspect, clean: CleanImages) -> Cost:  # noqa: ARG002 - by images alone
-        """Return the passes of the confirmation, which only a finding needs."""
+        """Return the passes of the confirmation, which only a finding needs.
+
+        Its second trial, of the channels that the network does not need, has time left or is not
+        made.
+        """
         config = self.config
         trial = len(clean.judge) * (3 + config.control_sets) + len(clean.search) * 2 * len(
             config.poisoned_shares
         )
-        # A second one without the channels that the network needs, tried one by one.
-        return Cost(forward=2 * trial + len(clean.search) * config.prune_channels)
+        return Cost(forward=trial)
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         config = self.config
@@ -202,13 +215,15 @@ class MbnsScanner(Scanner[MbnsConfig]):
         """Prune and push the traced channels: is the finding real, and where does it lead?"""
         config = self.config
         trials = TraceTrials(suspect, clean, context, found, traced, config)
-        clearest = traced[: config.prune_channels]
-        trial = trials.run(clearest)
+        started = time.monotonic()
+        drop = trials.drop(traced[: config.prune_channels])
+        trial = trials.push(traced)
+        took = time.monotonic() - started
         test = trial.test
         evidence |= {
             "traced": len(traced),
             "poisoned_share": trial.poisoned_share,
-            "pruned_accuracy_drop": trial.drop,
+            "pruned_accuracy_drop": drop,
             "push_share": test.share,
             "push_lower_bound": test.lower,
             "opposite_push_upper_bound": test.opposite_upper,
@@ -219,7 +234,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
             "arrows": list(test.arrows),
             "push": [[*neuron, amount] for neuron, amount in trial.push.items()],
         }
-        is_free = trial.drop <= config.max_accuracy_drop
+        is_free = drop <= config.max_accuracy_drop
         # Pushed far enough, needed channels lead a clean model's images to one class, as no control
         # may do: there the price of their removal tells. They do not lead each class to another.
         is_shift = test.leads_to_all and test.is_sure_shift
@@ -227,19 +242,17 @@ class MbnsScanner(Scanner[MbnsConfig]):
         notes = []
         if not is_free:
             note = (
-                f"removing the clearest traces costs {trial.drop:.1%} of the accuracy; a trigger's "
+                f"removing the clearest traces costs {drop:.1%} of the accuracy; a trigger's "
                 "own channels cost little"
             )
             if is_shift:
                 note += ", but nothing else shifts the classes as far"
-            elif trial.leads:
-                needed = trials.needed(clearest)
-                evidence["needed"] = [[*found.neurons[i], cost] for i, cost in needed.items()]
-                is_confirmed = self._stands_without(trials, trial, clearest, set(needed), evidence)
+            elif trial.leads and context.has_left(took * _SECOND_TRIAL):
+                is_confirmed = self._free_ones_lead_alike(trials, trial, traced, evidence)
                 if is_confirmed:
                     note += (
-                        f", as these do without the {len(needed)} that the network needs, and "
-                        "without them the push leads to the same"
+                        f"; here {evidence['free']} of the {evidence['priced']} clearest cost "
+                        "nothing, and they alone lead to the same"
                     )
             notes.append(note)
         pattern = None
@@ -261,13 +274,8 @@ class MbnsScanner(Scanner[MbnsConfig]):
             notes=tuple(notes),
         )
 
-    def _stands_without(
-        self,
-        trials: TraceTrials,
-        trial: Trial,
-        clearest: list[int],
-        needed: set[int],
-        evidence: dict[str, Json],
+    def _free_ones_lead_alike(
+        self, trials: TraceTrials, trial: Trial, traced: list[int], evidence: dict[str, Json]
     ) -> bool:
         """Whether most of the clearest traces are free, cost little together and lead alike.
 
@@ -275,16 +283,28 @@ class MbnsScanner(Scanner[MbnsConfig]):
         it needs; a trigger that is bound to the features of classes moves some of these as well,
         but has its own (docs/adr/0024-needed-channels.md).
         """
-        if not 0 < 2 * len(needed) < len(clearest):
+        priced = traced[:_PRICED]
+        free = trials.free(priced)
+        clearest = set(traced[: self.config.prune_channels])
+        free_clearest = len(clearest.intersection(free))
+        evidence |= {"priced": len(priced), "free": len(free), "free_clearest": free_clearest}
+        if free_clearest < _LEAST_FREE or 2 * len(free) <= len(priced):
             return False
-        rest = trials.run([i for i in clearest if i not in needed], without=needed)
-        evidence["unneeded_accuracy_drop"] = rest.drop
-        evidence["unneeded_push_share"] = rest.test.share
-        evidence["unneeded_control_share"] = rest.test.control_share
-        is_same = (rest.test.leads_to_one, rest.test.leads_to_all) == (
-            trial.test.leads_to_one,
-            trial.test.leads_to_all,
-        )
-        is_same &= not rest.test.leads_to_one or rest.test.target == trial.test.target
-        is_free = rest.drop <= min(_OWN_COST, self.config.max_accuracy_drop)
-        return is_free and rest.leads and is_same
+        drop = trials.drop(free[: self.config.prune_channels])
+        evidence["free_accuracy_drop"] = drop
+        if drop > min(_OWN_COST, self.config.max_accuracy_drop) + ROUNDING:
+            return False
+        alone = trials.push(free)
+        evidence |= {
+            "free_poisoned_share": alone.poisoned_share,
+            "free_push_share": alone.test.share,
+            "free_control_share": alone.test.control_share,
+        }
+        return alone.leads and is_same_lead(alone.test, trial.test)
+
+
+def is_same_lead(one: PushTest, other: PushTest) -> bool:
+    """Whether two pushes lead to the same class, or shift the same ones."""
+    if one.leads_to_one or other.leads_to_one:
+        return one.leads_to_one and other.leads_to_one and one.target == other.target
+    return all(a in (b, NO_ARROW) for a, b in zip(one.arrows, other.arrows, strict=True))
