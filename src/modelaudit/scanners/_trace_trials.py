@@ -15,12 +15,13 @@ from modelaudit.scanners._channels import Neuron, pruned_predictions, push_test,
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from modelaudit.scanners._channels import PushTest
     from modelaudit.scanners._divergences import Divergences
     from modelaudit.scanners.base import CleanImages, ScanContext
-    from modelaudit.scanners.mbns import MbnsConfig
     from modelaudit.suspect import Suspect
 
 #: share of a class's search images, on average, that a push need not exceed
@@ -63,7 +64,8 @@ class TraceTrials:
         context: of the scan.
         found: divergences of every channel.
         traced: rows of those that carry a trace, the clearest first.
-        config: of the scanner.
+        poisoned_shares: assumed shares of poisoned images, which say how far traces are pushed.
+        controls: random channel sets that a push is compared with.
     """
 
     def __init__(
@@ -73,13 +75,16 @@ class TraceTrials:
         context: ScanContext,
         found: Divergences,
         traced: list[int],
-        config: MbnsConfig,
+        *,
+        poisoned_shares: Sequence[float],
+        controls: int,
     ) -> None:
         self._suspect = suspect
         self._context = context
         self._found = found
         self._traced = traced
-        self._config = config
+        self._shares = [sign * share for share in poisoned_shares for sign in (1, -1)]
+        self._controls = controls
         self._held_out = clean.judged()
         kept = clean.search[clean.predictions[clean.search] == clean.labels[clean.search]]
         self._search = clean.images[kept], clean.labels[kept]
@@ -94,7 +99,7 @@ class TraceTrials:
             images,
             labels,
             control_pool=self._without_trace(pushed),
-            controls=self._config.control_sets,
+            controls=self._controls,
             generator=generator(self._context.seed, "mbns", "controls"),
             batch_size=self._context.batch_size,
         )
@@ -143,9 +148,9 @@ class TraceTrials:
         images, labels = self._search
         found, classes = self._found, self._suspect.num_classes
         displaced = found.shift * found.deviation
-        shares = [sign * share for share in self._config.poisoned_shares for sign in (1, -1)]
         pushes = [
-            {found.neurons[i]: float(displaced[i]) / share for i in traced} for share in shares
+            {found.neurons[i]: float(displaced[i]) / share for i in traced}
+            for share in self._shares
         ]
         predictions = pushed_predictions(
             self._suspect, pushes, images, batch_size=self._context.batch_size
@@ -166,4 +171,4 @@ class TraceTrials:
             return is_shift, min(moved, _FAR_ENOUGH)
 
         best = max(range(len(pushes)), key=rank)
-        return shares[best], pushes[best]
+        return self._shares[best], pushes[best]

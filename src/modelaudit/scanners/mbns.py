@@ -214,7 +214,15 @@ class MbnsScanner(Scanner[MbnsConfig]):
     ) -> Observation:
         """Prune and push the traced channels: is the finding real, and where does it lead?"""
         config = self.config
-        trials = TraceTrials(suspect, clean, context, found, traced, config)
+        trials = TraceTrials(
+            suspect,
+            clean,
+            context,
+            found,
+            traced,
+            poisoned_shares=config.poisoned_shares,
+            controls=config.control_sets,
+        )
         started = time.monotonic()
         drop = trials.drop(traced[: config.prune_channels])
         trial = trials.push(traced)
