@@ -9,6 +9,7 @@ from modelaudit.errors import DtypeError, ShapeError
 from modelaudit.functional.shares import (
     NO_ARROW,
     arrow_map,
+    control_leads_as_far,
     error_concentration,
     is_permutation_like,
     off_class_counts,
@@ -194,3 +195,19 @@ def test_other_shapes_and_dtypes_raise() -> None:
             function(labels.float(), labels, 3)
         with pytest.raises(DtypeError, match="labels must be an integer tensor"):
             function(labels, labels.bool(), 3)
+
+
+@pytest.mark.parametrize(
+    ("control", "lower", "is_as_far"),
+    [
+        (0.79, 1.0, False),
+        (0.8, 1.0, True),
+        (0.92, 0.99, True),
+        (0.45, 0.6, False),
+        (1.0, 0.0, True),
+    ],
+)
+def test_a_control_is_as_good_from_four_fifths_of_the_push_on(
+    control: float, lower: float, *, is_as_far: bool
+) -> None:
+    assert control_leads_as_far(control, lower) == is_as_far

@@ -246,6 +246,40 @@ def _scripted(
     )
 
 
+@pytest.mark.parametrize(("control", "is_beaten"), [(70, True), (80, False)])
+def test_a_control_that_leads_four_fifths_as_many_is_not_beaten(
+    monkeypatch: pytest.MonkeyPatch, control: int, *, is_beaten: bool
+) -> None:
+    labels = torch.arange(500) % 5
+
+    def to_target(count: int) -> Tensor:
+        rows = labels.clone()
+        for label in range(5):
+            rows[(labels == label).nonzero().flatten()[:count]] = TARGET
+        return rows
+
+    # The push, its opposite, and the first control; the others move nothing.
+    waiting = iter([to_target(95), labels, to_target(control)])
+    monkeypatch.setattr(
+        "modelaudit.scanners._channels.pushed_predictions",
+        lambda _suspect, pushes, _images, **_: torch.stack([next(waiting, labels) for _ in pushes]),
+    )
+    test = push_test(
+        gate_suspect(),
+        {_TRIGGER: _AMOUNT},
+        torch.zeros(500, 6, 2, 2),
+        labels,
+        control_pool=_POOL,
+        controls=20,
+        generator=torch.Generator().manual_seed(0),
+        batch_size=32,
+    )
+    assert test.leads_to_one
+    assert test.lower == pytest.approx(lower_bound(380, 400))
+    assert test.control_share == pytest.approx(control / 100)
+    assert test.beats_controls == is_beaten
+
+
 def test_what_is_shifted_goes_where_most_of_its_class_go(monkeypatch: pytest.MonkeyPatch) -> None:
     test = _scripted(monkeypatch, (6, 1))
     assert test.arrows == (1, 2, 3, 4, 0)
