@@ -122,6 +122,8 @@ def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_the_repa
         (pushing(0, is_calibrated=False),),
         (pushing(0, config={"traced": 100.0}),),
         (pushing(0, 1, 2, 3),),
+        (pushing(0, target_labels=(TARGET,)),),
+        (pushing(0), result(id="ban", target_labels=(TARGET,))),
     ],
     ids=[
         "there was no scan",
@@ -133,6 +135,8 @@ def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_the_repa
         "it was not calibrated",
         "with other settings",
         "most channels had a trace",
+        "it had named the place",
+        "another scanner had named it",
     ],
 )
 def test_otherwise_a_rescan_is_heard(earlier: tuple[ScannerResult, ...]) -> None:

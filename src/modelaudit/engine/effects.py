@@ -81,6 +81,7 @@ def effects(
     Returns:
         One effect per artefact, in the results' order.
     """
+    named = {label for result in earlier for label in result.target_labels}
     found = []
     for result in results:
         if not result.is_calibrated:
@@ -116,7 +117,7 @@ def effects(
                 is_of_rescan=is_of_rescan,
                 is_disproved=is_of_rescan and is_disproved(result),
                 is_by_repair=bool(traced)
-                and target is not None
+                and target not in {None, *named}
                 and _is_by_repair(
                     push, traced, before, after, shown, wanted, batch_size=batch_size
                 ),
