@@ -178,7 +178,7 @@ class Effect:
         is_disproved: of a push of the re-scan, whether the scanner's own controls speak against a
             trigger there: they lead there as well, or the network needs these channels.
         is_by_repair: of a push of the re-scan, whether channels without a trace in the suspect lead
-            there alone, in both models, and those with one hardly lead any image.
+            there alone and those with one hardly lead any image, in both models.
         is_deciding: whether the verdict may rest on it; what is not is shown for the reader alone.
     """
 

@@ -98,8 +98,11 @@ def rescanned(*earlier: ScannerResult, after: Suspect | None = None, **changes: 
     return effect
 
 
-def pushing(*channels: int, amount: float = 0.1, **changes: Any) -> ScannerResult:
-    return result(evidence={"push": [["norm", i, amount] for i in channels]}, **changes)
+def pushing(
+    *channels: int, amount: float = 0.1, live: int | None = 6, **changes: Any
+) -> ScannerResult:
+    evidence = {"push": [["norm", i, amount] for i in channels], "live_channels": live}
+    return result(evidence=evidence, **changes)
 
 
 def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_the_repairs_doing() -> None:
@@ -121,7 +124,9 @@ def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_the_repa
         (pushing(0, family="neuron_entropy"),),
         (pushing(0, is_calibrated=False),),
         (pushing(0, config={"traced": 100.0}),),
-        (pushing(0, 1, 2, 3),),
+        (pushing(0, 1, 3),),
+        (pushing(0, live=2),),
+        (pushing(0, live=None),),
         (pushing(0, target_labels=(TARGET,)),),
         (pushing(0), result(id="ban", target_labels=(TARGET,))),
     ],
@@ -134,7 +139,9 @@ def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_the_repa
         "it reads no statistics",
         "it was not calibrated",
         "with other settings",
-        "most channels had a trace",
+        "half of the channels had a trace",
+        "half of the live ones had",
+        "nobody knows how many live",
         "it had named the place",
         "another scanner had named it",
     ],
@@ -155,18 +162,41 @@ def test_new_channels_have_to_lead_there_in_both_models() -> None:
     assert not effect.is_by_repair
 
 
-@pytest.mark.parametrize(("amount", "is_by_repair"), [(0.0, True), (20.0, False), (-20.0, False)])
-def test_old_channels_are_pushed_further_and_the_other_way(
-    amount: float, *, is_by_repair: bool
+@pytest.mark.parametrize(
+    "is_of_first_scan", [True, False], ids=["the first scan's", "the re-scan's"]
+)
+@pytest.mark.parametrize(
+    ("amount", "is_by_repair"),
+    # The target's own channel leads there from 1.2 on, and is tried up to four times as far.
+    [(0.1, True), (0.35, False), (2.0, False), (-0.1, True), (-0.35, False), (-2.0, False)],
+)
+def test_traced_channels_are_pushed_further_and_the_other_way(
+    amount: float, *, is_of_first_scan: bool, is_by_repair: bool
 ) -> None:
-    # The target's own channel leads there once it is pushed a few times as far, up or down.
+    (led,) = tried(pushing(TARGET, amount=1.2, target_labels=(TARGET,)), after=gate_suspect())
+    assert led.share_after > 0.9
+    then, now = (amount, 0.0) if is_of_first_scan else (0.0, amount)
     both = pushed(
-        target_labels=(TARGET,), evidence={"push": [["norm", 5, 50.0], ["norm", TARGET, amount]]}
+        target_labels=(TARGET,), evidence={"push": [["norm", 5, 50.0], ["norm", TARGET, now]]}
     )
     (effect,) = tried(
-        both, after=gate_suspect(), is_of_rescan=True, earlier=(pushing(TARGET, amount=1.0),)
+        both, after=gate_suspect(), is_of_rescan=True, earlier=(pushing(TARGET, amount=then),)
     )
     assert effect.is_by_repair == is_by_repair
+
+
+def test_traced_channels_that_the_repair_has_closed_count_as_they_were() -> None:
+    # The trigger's own channel had a trace, led there in the suspect, and is pruned; another leads
+    # there in both models.
+    suspect, repaired = gate_suspect(), closed()
+    images, labels = gate_images(100)
+    push = [["norm", TARGET, 50.0]]
+    (effect,) = effects(
+        (result(target_labels=(TARGET,), evidence={"push": push}),), suspect, repaired, images,
+        labels, seed=0, is_of_rescan=True, earlier=(pushing(5, amount=50.0),),
+    )  # fmt: skip
+    assert effect.share_after > 0.9
+    assert not effect.is_by_repair
 
 
 def test_a_shift_of_classes_is_never_the_repairs_doing() -> None:

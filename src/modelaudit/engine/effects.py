@@ -38,7 +38,7 @@ NOWHERE_UP_TO = 0.1
 NOWHERE_BOUND = 0.2
 #: Random sets of other channels that a push is compared with.
 CONTROL_SETS = 5
-#: How far a part of a push is tried, in what suits all of it.
+#: How far traced channels are tried, in what suits the whole push.
 _FACTORS = (1.0, 2.0, 4.0, -1.0, -2.0, -4.0)
 
 #: Family of the scanners that read running statistics.
@@ -101,7 +101,7 @@ def effects(
             sets = [_control(after, push, draws) for _ in range(CONTROL_SETS)]
             count = sum(_hits(after, s, shown, wanted, batch_size=batch_size) for s in sets)
             control = count / (CONTROL_SETS * trials)
-        traced = _traced_before(result, earlier, before)
+        traced = _traced_before(result, earlier)
         where = "the statistics are still off" if is_of_rescan else "the backdoor had them"
         found.append(
             Effect(
@@ -179,7 +179,7 @@ def deciding(
     Where stand-ins lead most of the suspect's images to a target (lower 95 % bound above one half),
     what was pushed or made noisy within the network toward that target is for the reader alone. So
     are pushes of the re-scan by a scanner which had named it, toward no target, or toward another
-    by channels that no trigger had touched, or, where the weights have drifted, disproved ones.
+    by channels without a trace in the suspect, or, where the weights have drifted, disproved ones.
 
     Args:
         effects: of artefacts of both scans.
@@ -241,27 +241,24 @@ def leads_nowhere(effect: Effect) -> bool:
     return effect.share_beyond_control <= NOWHERE_UP_TO
 
 
-def _traced_before(
-    result: ScannerResult, earlier: Sequence[ScannerResult], before: Suspect
-) -> frozenset[tuple[str, int]]:
-    """Return the channels that carried a trace in the suspect, by the same scanner and settings.
+def _traced_before(result: ScannerResult, earlier: Sequence[ScannerResult]) -> _Push:
+    """Return the push of the suspect's traces, by the same scanner with the same settings.
 
-    Poisoned images leave traces in few channels: where half of all have one, the median that they
-    are measured by has one too, and what carries none is not known. Then none are returned, as by a
-    scanner that had nothing to push.
+    Poisoned images leave traces in few channels: where half of all that live have one, the median
+    that they are measured by has one too, and what carries none is not known. Then nothing is
+    returned, as of a scanner that had nothing to push.
     """
     for other in earlier:
         is_same = (other.id, other.config) == (result.id, result.config) and other.is_calibrated
         if is_same and result.family == other.family == STATISTICS_FAMILY:
-            channels = frozenset((name, index) for name, index, _ in _push(other.evidence))
-            count = sum(site.channels for site in before.sites if site.has_statistics)
-            return channels if 2 * len(channels) < count else frozenset()
-    return frozenset()
+            push, live = _push(other.evidence), other.evidence.get("live_channels")
+            return push if isinstance(live, int) and 2 * len(push) < live else []
+    return []
 
 
 def _is_by_repair(
     push: _Push,
-    traced: frozenset[tuple[str, int]],
+    traced: _Push,
     before: Suspect,
     after: Suspect,
     images: Tensor,
@@ -269,24 +266,34 @@ def _is_by_repair(
     *,
     batch_size: int,
 ) -> bool:
-    """Whether a push of the re-scan leads there by channels that no trigger had touched.
+    """Whether a push of the re-scan leads there by channels without a trace in the suspect.
 
-    What carried no trace in the suspect tells nothing of the images that it was trained on. If such
-    channels alone lead most images there, in the suspect as well, and those that did carry a trace
-    hardly any, however far they are pushed and on either side of the clean mean, then what the push
-    shows is the repair's doing (docs/adr/0025-traces-of-the-repair.md).
+    Such channels tell nothing of the images that the suspect was trained on. If they alone lead
+    most images there, in the suspect as well, and those with a trace hardly any, neither as the
+    suspect's own traces imply nor as those of the repaired model do, however far they are pushed
+    and on either side of the clean mean, then the repair has made the mismatch
+    (docs/adr/0025-traces-of-the-repair.md).
     """
-    old = [row for row in push if row[:2] in traced]
-    new = [row for row in push if row[:2] not in traced]
+    known = {row[:2] for row in traced}
+    old = [row for row in push if row[:2] in known]
+    new = [row for row in push if row[:2] not in known]
     trials = len(goals)
     for model in (before, after):
         hits = _hits(model, new, images, goals, batch_size=batch_size)
         if not new or clopper_pearson(hits, trials)[0] <= WORKS_FROM:
             return False
-    scaled = ([(name, index, f * amount) for name, index, amount in old] for f in _FACTORS)
     return all(
-        _hits(after, some, images, goals, batch_size=batch_size) <= NOWHERE_UP_TO * trials
-        for some in scaled
+        _hits(
+            model,
+            [(name, index, factor * amount) for name, index, amount in some],
+            images,
+            goals,
+            batch_size=batch_size,
+        )
+        <= NOWHERE_UP_TO * trials
+        for some in (traced, old)
+        for model in (before, after)
+        for factor in _FACTORS
     )
 
 

@@ -9,9 +9,9 @@ variance is bit for bit the suspect's, the same scanner accused the suspect, and
 
 - stand-ins for the trigger, which lead most of the suspect's images to where this finding pointed,
   lead at most a tenth of the repaired model's there beyond what goes there anyway, and it points
-  nowhere else now, unless by channels that carried no trace before the repair
-  (docs/adr/0025-traces-of-the-repair.md), or weights that were trained have drifted off the
-  statistics and its own controls disprove it; or,
+  nowhere else now, unless by channels without a trace in the suspect, which lead there in it too,
+  while those with one do not (docs/adr/0025-traces-of-the-repair.md), or weights that were trained
+  have drifted off the statistics and its own controls disprove it; or,
 - where no stand-in leads the suspect's images: the score is no larger than the suspect's, the
   finding names no target and no all-to-all pattern, and confirms nothing; its flagged channels,
   pushed, lead at most a tenth of the held-out images further than controls, nor does anything else
@@ -112,7 +112,7 @@ def explained_traces(
 
 
 def _by_repair(effects: Sequence[Effect]) -> set[tuple[str, int | None]]:
-    """Return the scanners and places that a re-scan's push leads to by the repair's doing."""
+    """Return the scanners and places that only channels without an earlier trace lead to."""
     return {(effect.scanner, effect.target) for effect in effects if effect.is_by_repair}
 
 

@@ -51,14 +51,11 @@ _TUNED = (
 )
 #: clearest traces that are removed one by one where the ten clearest together cost too much
 _PRICED = 40
-#: least number of those ten that have to be free, beside more than half of all that are tried
-_LEAST_FREE = 6
-#: share of the accuracy that a trigger's own channels cost together, at most (methods/detectors.md
-#: §2.3)
+#: part of the ten clearest that has to be free, beside more than half of all that are tried
+_LEAST_FREE = 0.6
+#: share of the accuracy that `prune_channels` of a trigger's own cost together, at most
+#: (methods/detectors.md §2.3)
 _OWN_COST = 0.02
-#: how long trying free channels takes at most, in the time of the first trial: 40 passes over S
-#: beside its 10, and all of it once more
-_SECOND_TRIAL = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,11 +135,17 @@ class MbnsScanner(Scanner[MbnsConfig]):
         Its second trial, of the channels that the network does not need, has time left or is not
         made.
         """
+        return Cost(forward=self._first_trial(clean))
+
+    def _first_trial(self, clean: CleanImages) -> int:
         config = self.config
-        trial = len(clean.judge) * (3 + config.control_sets) + len(clean.search) * 2 * len(
-            config.poisoned_shares
-        )
-        return Cost(forward=trial)
+        pushes, controls = 2 * len(config.poisoned_shares), 3 + config.control_sets
+        return len(clean.judge) * controls + len(clean.search) * pushes
+
+    def _second_trial(self, clean: CleanImages) -> float:
+        """Return what trying the free channels costs at most, in passes of the first trial."""
+        first = self._first_trial(clean)
+        return 1 + (2 * len(clean.judge) + _PRICED * len(clean.search)) / max(1, first)
 
     def _scan(self, suspect: Suspect, clean: CleanImages, context: ScanContext) -> Observation:
         config = self.config
@@ -165,6 +168,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
         evidence: dict[str, Json] = {
             "median_floor_ratio": mismatch,
             "unweighted_median_floor_ratio": float(found.unweighted_ratio[found.alive].median()),
+            "live_channels": int(found.alive.sum()),
             "images_left": effective_count(found.image_weights) / len(found.image_weights),
             "unnoticed_divergence": unnoticed,
             "median_divergence": float(found.divergence[found.alive].median()),
@@ -255,7 +259,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
             )
             if is_shift:
                 note += ", but nothing else shifts the classes as far"
-            elif trial.leads and context.has_left(took * _SECOND_TRIAL):
+            elif trial.leads and context.has_left(took * self._second_trial(clean)):
                 is_confirmed = self._free_ones_lead_alike(trials, trial, traced, evidence)
                 if is_confirmed:
                     note += (
@@ -296,11 +300,15 @@ class MbnsScanner(Scanner[MbnsConfig]):
         clearest = set(traced[: self.config.prune_channels])
         free_clearest = len(clearest.intersection(free))
         evidence |= {"priced": len(priced), "free": len(free), "free_clearest": free_clearest}
-        if free_clearest < _LEAST_FREE or 2 * len(free) <= len(priced):
+        if free_clearest < _LEAST_FREE * self.config.prune_channels - ROUNDING:
             return False
-        drop = trials.drop(free[: self.config.prune_channels])
-        evidence["free_accuracy_drop"] = drop
-        if drop > min(_OWN_COST, self.config.max_accuracy_drop) + ROUNDING:
+        if 2 * len(free) <= len(priced):
+            return False
+        free_drop = trials.drop(free)
+        own_drop = trials.drop(free[: self.config.prune_channels])
+        evidence |= {"free_accuracy_drop": free_drop, "free_clearest_accuracy_drop": own_drop}
+        limit = self.config.max_accuracy_drop + ROUNDING
+        if free_drop > limit or own_drop > min(_OWN_COST + ROUNDING, limit):
             return False
         alone = trials.push(free)
         evidence |= {
