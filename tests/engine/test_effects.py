@@ -113,6 +113,15 @@ def test_a_place_that_only_channels_without_an_earlier_trace_lead_to_is_the_repa
     assert "2 channels pushed" in effect.artefact
 
 
+def test_settings_are_the_same_that_a_report_has_been_read_with() -> None:
+    shares = (0.2, 0.1)
+    now = {"config": {"poisoned_shares": shares, "strong": 20.0}}
+    read = {"config": {"strong": 20.0, "poisoned_shares": list(shares)}}
+    assert rescanned(pushing(0, **read), **now).is_by_repair
+    other = {"config": {"strong": 20.0, "poisoned_shares": [0.2]}}
+    assert not rescanned(pushing(0, **other), **now).is_by_repair
+
+
 @pytest.mark.parametrize(
     "earlier",
     [

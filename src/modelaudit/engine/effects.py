@@ -9,6 +9,7 @@ trigger, which is put on images (`modelaudit.engine.witness`), that decides inst
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import torch
@@ -249,11 +250,17 @@ def _traced_before(result: ScannerResult, earlier: Sequence[ScannerResult]) -> _
     returned, as of a scanner that had nothing to push.
     """
     for other in earlier:
-        is_same = (other.id, other.config) == (result.id, result.config) and other.is_calibrated
-        if is_same and result.family == other.family == STATISTICS_FAMILY:
+        is_same = other.id == result.id and _settings(other) == _settings(result)
+        is_able = other.is_calibrated and result.family == other.family == STATISTICS_FAMILY
+        if is_same and is_able:
             push, live = _push(other.evidence), other.evidence.get("live_channels")
             return push if isinstance(live, int) and 2 * len(push) < live else []
     return []
+
+
+def _settings(result: ScannerResult) -> str:
+    """Return a scanner's settings as a report holds them: one that was read has no tuples."""
+    return json.dumps(dict(result.config), sort_keys=True)
 
 
 def _is_by_repair(
