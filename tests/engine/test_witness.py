@@ -344,6 +344,7 @@ def test_a_patch_that_grows_large_in_the_repaired_model_has_no_say(
         "search_patch",
         lambda *_given, **_settings: Patch(mask=whole, pattern=pattern, success=1.0),
     )
+    monkeypatch.setattr(witness, "FURTHER_STEPS", 1)
     monkeypatch.setattr(place_search, "LARGE_PATCH", 1.0)
     (heard,) = tried(found, repaired)
     monkeypatch.setattr(place_search, "LARGE_PATCH", 0.9)

@@ -293,7 +293,7 @@ def _searched_on(
     """Search the patches of a witness on in the repaired model, whatever they do to its traces."""
     search = PlaceSearch(after, data, witness.goals, traces=None, settings=settings)
     patches = [one for one in witness.stand_ins if isinstance(one, Patch)]
-    if not len(search.images):
+    if not len(search.images) or not settings.steps:
         return ()
     with after.borrowed():
         further = tuple(
