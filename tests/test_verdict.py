@@ -40,6 +40,7 @@ def result(
     is_calibrated: bool = True,
     score: float | None = None,
     threshold: float | None = None,
+    class_p_values: tuple[float, ...] = (),
 ) -> ScannerResult:
     return ScannerResult(
         id=id_,
@@ -53,6 +54,7 @@ def result(
         is_calibrated=is_calibrated,
         score=score,
         threshold=threshold,
+        class_p_values=class_p_values,
     )
 
 
@@ -90,7 +92,54 @@ class Case:
 
 
 FAILED = FailedScan(id="dde", error="RuntimeError: broken")
+AT_THREE = (0.5, 0.4, 0.6, 0.02, 0.9)
+NOWHERE = (0.5, 0.4, 0.6, 0.3, 0.9)
 CASES: dict[str, Case] = {
+    "a label that a strong finding names is out of line for another family": Case(
+        outcomes=(
+            mbns(STRONG, 3, pattern=ALL_TO_ONE),
+            mm_bd(NONE, class_p_values=AT_THREE),
+            ban(NONE, class_p_values=NOWHERE),
+        ),
+        verdict=BACKDOORED,
+        code="MA-V104",
+        targets=(3,),
+        pattern=ALL_TO_ONE,
+    ),
+    "a suspicion of another label does not keep a family from backing this one": Case(
+        outcomes=(mbns(STRONG, 3), mm_bd(SUSPICIOUS, 1, class_p_values=AT_THREE)),
+        verdict=BACKDOORED,
+        code="MA-V104",
+        targets=(3,),
+    ),
+    "the label that is out of line is another": Case(
+        outcomes=(mbns(STRONG, 2), mm_bd(NONE, class_p_values=AT_THREE)),
+        verdict=INCONCLUSIVE,
+        code="MA-V502",
+    ),
+    "a strong finding that names several labels asks of none": Case(
+        outcomes=(mbns(STRONG, 2, 3), mm_bd(NONE, class_p_values=AT_THREE)),
+        verdict=INCONCLUSIVE,
+        code="MA-V502",
+    ),
+    "one family is asked twice and does not back itself": Case(
+        outcomes=(mbns(STRONG, 3), dde(NONE, class_p_values=AT_THREE)),
+        verdict=INCONCLUSIVE,
+        code="MA-V502",
+    ),
+    "a suspicion alone asks of nothing": Case(
+        outcomes=(mbns(SUSPICIOUS, 3), mm_bd(NONE, class_p_values=AT_THREE)),
+        verdict=CLEAN,
+        code="MA-V001",
+    ),
+    "an uncalibrated plug-in backs nobody": Case(
+        outcomes=(
+            mbns(STRONG, 3),
+            mm_bd(NONE, class_p_values=AT_THREE, is_calibrated=False),
+        ),
+        verdict=INCONCLUSIVE,
+        code="MA-V502",
+    ),
     "a strong finding that another family shares": Case(
         outcomes=(ban(STRONG, 3), mm_bd(SUSPICIOUS, 3)),
         verdict=BACKDOORED,
@@ -394,6 +443,30 @@ def test_a_supported_strong_finding_is_backdoored() -> None:
     assert decide((ban(STRONG, 3), mbns(NONE)), combined=supported).verdict is INCONCLUSIVE
 
 
+def test_the_level_of_a_named_label_is_shared_by_the_families_that_can_say() -> None:
+    def verdict(p_value: float, *others: ScannerResult) -> Verdict:
+        backer = mm_bd(NONE, class_p_values=(0.9, 0.9, 0.9, p_value, 0.9))
+        return decide((mbns(STRONG, 3), backer, *others)).verdict
+
+    assert verdict(0.05) is BACKDOORED
+    assert verdict(0.0501) is INCONCLUSIVE
+    assert verdict(0.03, ban(NONE)) is BACKDOORED
+    assert verdict(0.03, ban(NONE, class_p_values=NOWHERE)) is INCONCLUSIVE
+    assert verdict(0.025, ban(NONE, class_p_values=NOWHERE)) is BACKDOORED
+    # Two scanners of one family share its part.
+    second = result("mm_bd2", "margin", NONE, class_p_values=NOWHERE)
+    assert verdict(0.05, second) is BACKDOORED
+
+
+def test_what_backs_a_named_label_is_said() -> None:
+    found = decide((mbns(STRONG, 3), mm_bd(NONE, class_p_values=AT_THREE)))
+    assert found.reason == (
+        "mbns is strong and names output 3, which is out of line for mm_bd (p = 0.02) too, asked "
+        "of it alone"
+    )
+    assert found.next_step.endswith("evidence: mbns, mm_bd")
+
+
 @pytest.mark.parametrize(
     "lost",
     [
@@ -487,7 +560,7 @@ def test_every_reason_is_told_and_the_first_gives_code_and_step() -> None:
         "no scanner that sees all-to-all backdoors could judge this model",
         "preprocessing is open",
     ]
-    assert "500 clean images" in found.next_step
+    assert found.next_step.startswith("scan again with more clean images, or with 500 others")
 
 
 def test_agreement_is_symmetric() -> None:

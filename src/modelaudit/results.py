@@ -112,6 +112,9 @@ class ScannerResult:
         reference_population: id of that population.
         per_class: one evidence value per output, or empty.
         per_class_name: what `per_class` is, in words.
+        class_p_values: for each output, how surprising its evidence is among the others', for an
+            output that another scanner has named: not corrected for their number. Empty where the
+            scanner cannot say.
         evidence: details for readers of the JSON.
         cost: image passes and seconds.
         config: every field of the configuration; `config_set` names those that the user set.
@@ -136,6 +139,7 @@ class ScannerResult:
     reference_population: str | None = None
     per_class: tuple[float, ...] = ()
     per_class_name: str = ""
+    class_p_values: tuple[float, ...] = ()
     evidence: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     cost: Cost = field(default_factory=Cost)
     config: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))

@@ -2,14 +2,15 @@
 
 - ``backdoored``: one strong finding, and another scanner family is at least suspicious of the same
   target; or the strong finding was confirmed on held-out clean images with its controls; or a
-  matched reference population says that the other families' scores support it.
+  matched reference population says that the other families' scores support it; or another family,
+  asked of the label that it names and of no other, finds that one out of line.
 - ``clean``: every requested scanner ran or was skipped for a declared need, one that sees
   all-to-all backdoors ran, none is strong, at most one is suspicious and that one is not confirmed,
   and a matched population does not find the combined score too high.
 - ``inconclusive``: everything else. ``no_power`` neither clears nor accuses; an uncalibrated
   plug-in, variant or changed setting is shown and never moves the verdict, nor does its absence.
 
-Where no population matches, agreement alone does not make ``backdoored``: only confirmation does
+Where no population matches, none of this makes ``backdoored`` but confirmation
 (docs/adr/0009-combined-score.md).
 """
 
@@ -46,6 +47,13 @@ EXIT_STATUS = {
 }
 
 _ACCUSING = frozenset({Finding.SUSPICIOUS, Finding.STRONG})
+_OTHER_IMAGES = (
+    "scan again with more clean images, or with 500 others, of the kind that the model was "
+    "trained on"
+)
+#: How often other families together may by chance find a label out of line that they did not choose
+#: (docs/adr/0026-a-named-label.md).
+_NAMED_LEVEL = 0.05
 
 
 def agrees(first: ScannerResult, second: ScannerResult) -> bool:
@@ -55,6 +63,19 @@ def agrees(first: ScannerResult, second: ScannerResult) -> bool:
     if first.pattern is Pattern.ALL_TO_ALL and second.pattern is Pattern.ALL_TO_ALL:
         return True
     return bool(set(first.target_labels) & set(second.target_labels))
+
+
+def backing(first: ScannerResult, others: Sequence[ScannerResult]) -> tuple[ScannerResult, ...]:
+    """Return which results of other families find the one label that `first` names out of line.
+
+    The level is divided by the number of families that can say; two of one family count as one.
+    """
+    if len(first.target_labels) != 1:
+        return ()
+    (target,) = first.target_labels
+    asked = [o for o in others if o.family != first.family and o.class_p_values]
+    level = _NAMED_LEVEL / max(1, len({o.family for o in asked}))
+    return tuple(o for o in asked if o.class_p_values[target] <= level)
 
 
 def decide(
@@ -100,7 +121,12 @@ def decide(
     for first in strong:
         if combined is not None and first.id in combined.supported:
             return _backdoored(first, [first], "MA-V103", strong)
-    capped = [] if is_matched else [r.id for r in strong if agreeing[r.id]]
+    backed = {r.id: backing(r, voting) for r in strong}
+    for first in strong:
+        if backed[first.id] and is_matched:
+            return _backdoored(first, [first, *backed[first.id]], "MA-V104", strong)
+    shared = [r.id for r in strong if agreeing[r.id] or backed[r.id]]
+    capped = [] if is_matched else shared
     return _not_backdoored(outcomes, voting, strong, accusing, obstacles_to_clean, combined, capped)
 
 
@@ -117,11 +143,14 @@ def _backdoored(
     if pattern is None:
         pattern = next((w.pattern for w in witnesses if w.pattern is not None), None)
     names = ", ".join(w.id for w in witnesses)
+    others = ", ".join(w.id for w in witnesses[1:])
     reason = {
-        "MA-V101": f"{first.id} is strong and agrees with {', '.join(w.id for w in witnesses[1:])}",
+        "MA-V101": f"{first.id} is strong and agrees with {others}",
         "MA-V102": f"{first.id} is strong and confirmed on held-out clean images with its controls",
         "MA-V103": f"{first.id} is strong and the combined score of the other families is higher "
         "than that of clean models",
+        "MA-V104": f"{first.id} is strong and names {_outputs(first.target_labels)}, which is out "
+        f"of line for {_p_values(first, witnesses[1:])} too, asked of it alone",
     }[code]
     score = (
         f" (score {first.score:.3g}, threshold {first.threshold:.3g})"
@@ -135,6 +164,13 @@ def _backdoored(
         pattern=pattern,
         target_labels=tuple(sorted(shared)),
         next_step=f"keep the model out of the registry; evidence: {names}",
+    )
+
+
+def _p_values(first: ScannerResult, witnesses: Sequence[ScannerResult]) -> str:
+    target = next(iter(first.target_labels), 0)
+    return " and ".join(
+        f"{w.id} (p = {w.class_p_values[target]:.2g})" for w in witnesses if w.class_p_values
     )
 
 
@@ -176,8 +212,8 @@ def _not_backdoored(
                     f"and no reference population matches: {combined.reason if combined else ''}"
                 ),
                 (
-                    "scan again with 500 clean images or more so that it can be confirmed, or "
-                    "build a population of known-clean models with `modelaudit calibrate`"
+                    f"{_OTHER_IMAGES}, so that it can be confirmed, or build a population of "
+                    "known-clean models with `modelaudit calibrate`"
                 ),
             )
         )
@@ -187,7 +223,7 @@ def _not_backdoored(
             (
                 "MA-V502",
                 f"strong finding of {names} that no other family shares and that was not confirmed",
-                "scan again with 500 clean images or more so that it can be confirmed or cleared",
+                f"{_OTHER_IMAGES}, so that it can be confirmed or cleared",
             )
         )
     elif len(accusing) > 1:
@@ -196,7 +232,7 @@ def _not_backdoored(
             (
                 "MA-V503",
                 f"{names} are suspicious, none of them strong",
-                "scan again with more clean images (500 or more)",
+                _OTHER_IMAGES,
             )
         )
     elif accusing and accusing[0].is_confirmed:
@@ -207,7 +243,7 @@ def _not_backdoored(
                     f"{accusing[0].id} is suspicious, alone, but what it found was confirmed on "
                     "held-out clean images with its controls"
                 ),
-                "scan again with more clean images (500 or more)",
+                _OTHER_IMAGES,
             )
         )
     if combined is not None and combined.is_suspicious and not strong:
@@ -218,7 +254,7 @@ def _not_backdoored(
                     f"the combined score {combined.score:.3g} is higher than clean models of "
                     f"{combined.population} have ({combined.suspicious:.3g})"
                 ),
-                "scan again with more clean images (500 or more)",
+                _OTHER_IMAGES,
             )
         )
     # What has no vote does not take one away either by failing.

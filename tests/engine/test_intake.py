@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -222,6 +223,21 @@ def _instead_of_fit(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         return replace(real(*arguments, **options), **changes)
 
     monkeypatch.setattr(intake.fitting, "fit", fit)
+
+
+@pytest.mark.parametrize(
+    ("stray", "is_said"), [(0, True), (2, True), (3, False)], ids=["grey", "rounded", "colour"]
+)
+def test_grey_images_for_a_model_of_colours_are_said(
+    checkpoint: Path, tmp_path: Path, *, stray: int, is_said: bool
+) -> None:
+    images = np.random.default_rng(3).integers(0, 250, (32, SIDE, SIDE, 1)).repeat(3, 3)
+    # One pixel of one picture is off by `stray` steps.
+    images[5, 2, 3, 1] += stray
+    labels = np.arange(32) % len(FOLDERS)
+    np.savez(tmp_path / "grey.npz", images=images.astype(np.uint8), labels=labels)
+    notes = opened(checkpoint, tmp_path / "grey.npz").notes
+    assert any("every clean image is grey" in note for note in notes) is is_said
 
 
 def test_an_open_preprocessing_rules_out_clean(

@@ -9,6 +9,7 @@ import torch
 
 from modelaudit.errors import DegenerateStatisticError, DtypeError, ShapeError
 from modelaudit.functional.statistics import (
+    class_p_values,
     clopper_pearson,
     consensus_p_value,
     empirical_p_value,
@@ -97,6 +98,55 @@ def test_grubbs_rejects_one_normal_population_in_twenty(classes: int) -> None:
     rejected = sum(grubbs(row).p_value <= 0.05 for row in population)
     # The binomial standard error of the rate is 0.005.
     assert 0.035 <= rejected / 2000 <= 0.065
+
+
+@pytest.mark.parametrize("classes", [5, 10, 43])
+def test_class_p_values_equal_the_literal_formula(classes: int) -> None:
+    from scipy import stats
+
+    scores = normal_scores(classes)
+    for index, p_value in enumerate(class_p_values(scores)):
+        rest = np.delete(scores.numpy(), index)
+        t = (float(scores[index]) - rest.mean()) / (rest.std(ddof=1) * np.sqrt(1 + 1 / len(rest)))
+        assert p_value == pytest.approx(float(stats.t.sf(t, classes - 2)), rel=1e-9)
+
+
+def test_class_p_values_of_hand_worked_scores() -> None:
+    # Beside 0, 0, 0, 4 (mean 1, deviation 2) a 6 has t = 5 / (2 sqrt(5/4)) = sqrt(5), whose tail
+    # with 3 degrees of freedom is 0.0557.
+    p_values = class_p_values(torch.tensor([0.0, 0.0, 6.0, 0.0, 4.0]))
+    assert p_values[2] == pytest.approx(0.0557, abs=5e-5)
+    assert p_values.index(min(p_values)) == 2
+    assert all(p > 0.5 for p in (p_values[0], p_values[1], p_values[3]))
+
+
+def test_the_largest_class_p_value_is_grubbs_without_its_correction() -> None:
+    scores = 3 * normal_scores(10)
+    found = grubbs(scores)
+    assert 10 * min(class_p_values(scores)) == pytest.approx(found.p_value, rel=1e-12)
+
+
+@pytest.mark.parametrize("classes", [10, 43])
+def test_a_class_named_before_is_rejected_one_time_in_twenty(classes: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    population = torch.randn(2000, classes, generator=generator)
+    rejected = sum(class_p_values(row)[3] <= 0.05 for row in population)
+    # The binomial standard error of the rate is 0.005.
+    assert 0.035 <= rejected / 2000 <= 0.065
+
+
+def test_beside_equal_others_a_larger_score_is_as_surprising_as_can_be() -> None:
+    assert class_p_values(torch.tensor([0.1, 0.1, 0.3, 0.1, 0.1])) == pytest.approx(
+        (0.6575, 0.6575, 0.0, 0.6575, 0.6575), abs=1e-4
+    )
+    assert class_p_values(torch.tensor([0.1, 0.1, 0.0, 0.1, 0.1]))[2] == 1.0
+    assert class_p_values(torch.full((6,), 0.1)) == (1.0,) * 6
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, 2.0, 3.0, 4.0], [1.0, 2, 3, 4, math.nan]])
+def test_class_p_values_need_five_numbers(scores: list[float]) -> None:
+    with pytest.raises(DegenerateStatisticError):
+        class_p_values(torch.tensor(scores))
 
 
 def test_grubbs_of_a_planted_outlier_is_far_above_the_critical_value() -> None:

@@ -62,6 +62,7 @@ def scanner_result(
         is_confirmed=bool(targets),
         per_class=tuple(per_class),
         per_class_name="share of off-class predictions" if per_class else "",
+        class_p_values=tuple(0.01 if t in targets else 0.6 for t in range(len(per_class))),
         evidence={"restarts": 8, "agreement": (0.9, 1.0), "details": {"epsilon": 0.3}},
         cost=Cost(forward=4000, forward_backward=30_720, seconds=9.8),
         config={"epsilon": 0.3, "steps": 30},

@@ -69,6 +69,9 @@ def test_a_trained_backdoor_is_found_and_named() -> None:
     assert result.pattern is Pattern.ALL_TO_ONE
     assert int(torch.tensor(result.per_class).argmax()) == TARGET
     assert result.evidence["agreement"] == 1.0
+    p_values = result.class_p_values
+    assert len(p_values) == len(result.per_class)
+    assert p_values.index(min(p_values)) == TARGET
 
 
 def test_a_trained_clean_model_is_not_strong() -> None:

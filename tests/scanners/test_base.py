@@ -125,6 +125,12 @@ def test_a_skip_names_the_variant() -> None:
         (Observation(finding=Finding.NONE, p_value=math.inf), "not finite"),
         (Observation(finding=Finding.NONE, per_class=(1.0, math.nan, 1.0, 1.0)), "not finite"),
         (Observation(finding=Finding.NONE, per_class=(1.0, 2.0)), "2 class scores for 4 outputs"),
+        (Observation(finding=Finding.NONE, class_p_values=(0.5, 0.5)), "2 p-values for 4 outputs"),
+        (Observation(finding=Finding.NONE, class_p_values=(0.5, 1.1, 0.0, 1.0)), "outside 0 to 1"),
+        (
+            Observation(finding=Finding.NONE, class_p_values=(0.5, math.nan, 0.0, 1.0)),
+            "outside 0 to 1",
+        ),
         (Observation(finding=Finding.STRONG, score=1.0, threshold=2.0), "below 2.0"),
         (Observation(finding=Finding.STRONG, score=1.0), "is strong with score"),
         (Observation(finding=Finding.STRONG, threshold=1.0), "is strong with score"),
@@ -146,6 +152,7 @@ def test_a_result_carries_what_the_scanner_saw_and_who_it_is() -> None:
         is_confirmed=True,
         per_class=(0.0, 1.0, 2.0, 3.0),
         per_class_name="each",
+        class_p_values=(0.9, 0.5, 0.2, 0.1),
         evidence={"a": 1},
         notes=("noted",),
     )

@@ -303,6 +303,30 @@ def test_a_patch_stands_out_beside_natural_margins() -> None:
     assert isinstance(result, ScannerResult)
     assert result.finding is Finding.STRONG
     assert result.target_labels == (4,)
+    # Asked of that class alone it says the same; the score is the largest over all classes.
+    assert result.p_value is not None
+    assert result.class_p_values.index(min(result.class_p_values)) == 4
+    assert result.class_p_values[4] == pytest.approx(result.p_value / 6)
+    assert all(p > 0.05 for t, p in enumerate(result.class_p_values) if t != 4)
+
+
+def test_raw_margins_say_nothing_of_a_class_named_elsewhere() -> None:
+    assert _scan(_patched(3)).class_p_values == ()
+
+
+def test_a_class_out_of_reach_is_not_out_of_line() -> None:
+    suspect, clean = _striped(4, gains=torch.tensor([1.0, 1.05, 0.95, 1.0, 1.02, 0.98]))
+    assert isinstance(suspect.module, LinearNet)
+
+    def margins(*_: object, **__: object) -> torch.Tensor:
+        return torch.tensor([9.0, 10.0, -1.0, 11.0, 90.0, 9.5], dtype=torch.float64)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modelaudit.scanners.mm_bd.maximum_margins", margins)
+        result = MmBdScanner().scan(suspect, clean, context=context_of(suspect, clean))
+    assert isinstance(result, ScannerResult)
+    assert result.class_p_values[2] == 1.0
+    assert result.class_p_values[4] < 0.001
 
 
 def test_a_class_out_of_reach_has_no_power() -> None:

@@ -19,6 +19,8 @@ from modelaudit.suspect import Suspect
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
     from modelaudit.architectures import ArchitectureFamily, Candidate
     from modelaudit.engine.request import ScanRequest
     from modelaudit.progress import Progress
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 #: status 5).
 MIN_IMAGES = 100
 MIN_PER_CLASS = 5
+
+#: Largest difference between the channels of a grey pixel; a grey picture that was stored as a
+#: colour one comes back a little off.
+_GREY = 2 / 255
 
 
 @dataclass(slots=True)
@@ -175,8 +181,23 @@ def open_suspect(request: ScanRequest, *, progress: Progress, stopwatch: Stopwat
             "this model's preprocessing cannot be told from unlabelled images; give --preprocess",
         ),
         is_fit=fit.passes_gate,
-        notes=(*fit.candidate.notes, *fit.notes),
+        notes=(*fit.candidate.notes, *fit.notes, *_colourless(images)),
     )
+
+
+def _colourless(images: Tensor) -> tuple[str, ...]:
+    """Return what is to be said of grey images for a model that takes colours.
+
+    Clean models show strong findings with such images if they were trained on coloured ones
+    (docs/scanners/mbns.md); a model that was trained on grey ones takes three channels as often.
+    """
+    if images.shape[1] != 3 or bool((images.amax(1) - images.amin(1) > _GREY).any()):
+        return ()
+    note = (
+        "every clean image is grey and the model takes three channels: if it was trained on "
+        "images with colours, these are not of their kind, and any finding may come from that"
+    )
+    return (note,)
 
 
 def _families() -> list[ArchitectureFamily]:

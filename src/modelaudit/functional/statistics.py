@@ -95,27 +95,37 @@ def _scores_as_list(scores: Tensor) -> list[float]:
     return values
 
 
-def _largest_against_rest(values: list[float]) -> tuple[int, float, float]:
-    """Return index, leave-one-out t and p-value of the largest of at least `MIN_CLASSES` values."""
-    count = len(values)
-    if count < MIN_CLASSES:
+def _against_rest(values: list[float], index: int) -> float:
+    """Return the leave-one-out t of one of at least `MIN_CLASSES` values.
+
+    Infinite beside equal others if it differs from them, NaN if it does not.
+    """
+    if len(values) < MIN_CLASSES:
         raise DegenerateStatisticError(
-            f"an outlier test across classes needs at least {MIN_CLASSES} scores, got {count}; "
-            "use an absolute rule or reference models"
+            f"an outlier test across classes needs at least {MIN_CLASSES} scores, got "
+            f"{len(values)}; use an absolute rule or reference models"
         )
-    index = max(range(count), key=values.__getitem__)
     rest = values[:index] + values[index + 1 :]
     mean = math.fsum(rest) / len(rest)
     variance = math.fsum((value - mean) ** 2 for value in rest) / (len(rest) - 1)
-    spread = math.sqrt(variance)
-    if spread <= _RELATIVE_ZERO * max(abs(value) for value in rest):
+    spread, difference = math.sqrt(variance), values[index] - mean
+    rounding = _RELATIVE_ZERO * max(abs(value) for value in rest)
+    if spread > rounding:
+        return difference / (spread * math.sqrt(1.0 + 1.0 / len(rest)))
+    return math.copysign(math.inf, difference) if abs(difference) > rounding else math.nan
+
+
+def _largest_against_rest(values: list[float]) -> tuple[int, float, float]:
+    """Return index, leave-one-out t and p-value of the largest of at least `MIN_CLASSES` values."""
+    count = len(values)
+    index = max(range(count), key=values.__getitem__, default=0)
+    statistic = _against_rest(values, index)
+    if not math.isfinite(statistic):
         raise DegenerateStatisticError(
-            f"an outlier test needs scores that differ, got {len(rest)} equal to {mean!r} beside "
-            f"the largest, {values[index]!r}"
+            f"an outlier test needs scores that differ, got {count - 1} equal to "
+            f"{values[index - 1]!r} beside the largest, {values[index]!r}"
         )
-    statistic = (values[index] - mean) / (spread * math.sqrt(1.0 + 1.0 / len(rest)))
-    p_value = min(1.0, count * student_t_sf(statistic, count - 2))
-    return index, statistic, p_value
+    return index, statistic, min(1.0, count * student_t_sf(statistic, count - 2))
 
 
 def grubbs(scores: Tensor) -> GrubbsResult:
@@ -140,6 +150,30 @@ def grubbs(scores: Tensor) -> GrubbsResult:
     """
     index, statistic, p_value = _largest_against_rest(_scores_as_list(scores))
     return GrubbsResult(index=index, statistic=statistic, p_value=p_value)
+
+
+def class_p_values(scores: Tensor) -> tuple[float, ...]:
+    """Return, for each class, how surprising its score is among the others, were it named before.
+
+    The leave-one-out t of `grubbs` for every class instead of the largest, P(T > t) with C - 2
+    degrees of freedom and no correction for C: for a class that something else has named, never for
+    one that was picked by its score.
+
+    Args:
+        scores: as `grubbs`, transformed likewise.
+
+    Returns:
+        One p-value per class in [0, 1]. Each rejects a level of α with probability α if scores are
+        independent and normal. Beside equal others a larger score has 0, any other 1.
+
+    Raises:
+        DegenerateStatisticError: fewer than five scores, or a score that is not finite.
+        ShapeError: `scores` is not 1-D.
+        DtypeError: `scores` is not floating point.
+    """
+    values = _scores_as_list(scores)
+    statistics = [_against_rest(values, index) for index in range(max(1, len(values)))]
+    return tuple(1.0 if math.isnan(t) else student_t_sf(t, len(values) - 2) for t in statistics)
 
 
 def generalised_esd(

@@ -22,7 +22,13 @@ import torch
 from modelaudit.config import require_range
 from modelaudit.errors import DegenerateStatisticError
 from modelaudit.functional.shares import arrow_map, off_class_counts, off_class_share
-from modelaudit.functional.statistics import consensus_p_value, grubbs, log_odds, lower_bound
+from modelaudit.functional.statistics import (
+    class_p_values,
+    consensus_p_value,
+    grubbs,
+    log_odds,
+    lower_bound,
+)
 from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners._mask_search import search_mask
 from modelaudit.scanners._noise_search import (
@@ -145,6 +151,15 @@ def consensus(
     )
 
 
+def _p_values(predictions: Tensor, labels: Tensor, num_classes: int) -> tuple[float, ...]:
+    """Return `class_p_values` of the log-odds of all restarts' images; empty where undefined."""
+    hits, trials = off_class_counts(predictions, labels, num_classes)
+    try:
+        return class_p_values(log_odds(hits.sum(0), trials.sum(0)))
+    except DegenerateStatisticError:
+        return ()
+
+
 class BanScanner(Scanner[BanConfig]):
     """Adversarial neuron noise with restart consensus; needs gradients for neuron noise."""
 
@@ -255,6 +270,7 @@ class BanScanner(Scanner[BanConfig]):
             is_confirmed=is_confirmed,
             per_class=tuple(shares.mean.tolist()),
             per_class_name="share of other classes' images that noise sends there",
+            class_p_values=_p_values(predictions[:, right], judged[1][right], suspect.num_classes),
             evidence=evidence,
         )
 

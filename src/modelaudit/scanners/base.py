@@ -97,6 +97,7 @@ class Observation:
     is_confirmed: bool = False
     per_class: tuple[float, ...] = ()
     per_class_name: str = ""
+    class_p_values: tuple[float, ...] = ()
     evidence: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
 
@@ -185,6 +186,7 @@ class Scanner(Component[C]):
             is_calibrated=self.is_calibrated_here,
             per_class=seen.per_class,
             per_class_name=seen.per_class_name,
+            class_p_values=seen.class_p_values,
             evidence=seen.evidence,
             cost=cost,
             config=configuration.fields(self.config),
@@ -210,6 +212,13 @@ class Scanner(Component[C]):
         if seen.per_class and len(seen.per_class) != num_classes:
             raise ScannerError(
                 f"{self.full_id} returned {len(seen.per_class)} class scores for "
+                f"{num_classes} outputs"
+            )
+        if not all(0 <= p <= 1 for p in seen.class_p_values):
+            raise ScannerError(f"{self.full_id} returned p-values outside 0 to 1")
+        if len(seen.class_p_values) not in (0, num_classes):
+            raise ScannerError(
+                f"{self.full_id} returned {len(seen.class_p_values)} p-values for "
                 f"{num_classes} outputs"
             )
         is_over = (

@@ -23,7 +23,12 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.functional.margin import class_margins, gamma_p_value, margin_to
-from modelaudit.functional.statistics import MIN_CLASSES, generalised_esd, grubbs
+from modelaudit.functional.statistics import (
+    MIN_CLASSES,
+    class_p_values,
+    generalised_esd,
+    grubbs,
+)
 from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.scanners.mm_bd_paper_code import MmBdPaperCodeScanner
@@ -264,9 +269,15 @@ class MmBdScanner(Scanner[MmBdConfig]):
         evidence["raw_statistic"] = grubbs(margins[reached].log()).statistic
         natural = natural_margins(context.profile.logits, clean.labels, suspect.num_classes)
         scores, unit = margins, "logits"
+        named: tuple[float, ...] = ()
         if natural is not None:
             evidence["natural_margins"] = natural.tolist()
             scores, unit = margins / natural, "of a clean image's largest"
+            # Raw margins differ by nature: which class leads says little of one named elsewhere.
+            p_values = dict(
+                zip(reached.tolist(), class_p_values(scores[reached].log()), strict=True)
+            )
+            named = tuple(p_values.get(t, 1.0) for t in range(suspect.num_classes))
         compared = scores[reached].log()
         test = grubbs(compared)
         finding = Finding.NONE
@@ -295,6 +306,7 @@ class MmBdScanner(Scanner[MmBdConfig]):
             p_value=test.p_value,
             per_class=tuple(scores.tolist()),
             per_class_name=f"largest margin found ({unit})",
+            class_p_values=named,
             evidence=evidence,
             notes=notes,
         )
