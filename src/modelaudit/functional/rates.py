@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 #: Bisection steps of an interval's end: each halves the error, so this exhausts a double.
 _BISECTIONS = 80
 
-#: Added to rate · n before it is rounded down: 0.29 · 100 is 28.999999999999996 in floating point.
-_ROUNDING = 1e-9
+#: Absorbs the rounding of shares of images and of what is computed from them, far less than any
+#: image: 0.29 · 100 is 28.999999999999996 in floating point.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +185,7 @@ def operating_point(
         raise ValueError("an operating point needs scores that are numbers, got nan")
     if not 0.0 < false_positive_rate < 1.0:
         raise ValueError(f"false_positive_rate must be in (0, 1), got {false_positive_rate!r}")
-    allowed = math.floor(false_positive_rate * len(negatives) + _ROUNDING)
+    allowed = math.floor(false_positive_rate * len(negatives) + ROUNDING)
     if allowed < 1:
         return None
     above = sorted(negatives, reverse=True)[allowed]

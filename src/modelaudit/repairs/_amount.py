@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from modelaudit.functional.rates import ROUNDING
 from modelaudit.repairs.pruning import PruneMode
 from modelaudit.scanners._channels import grouped, prune_edits
 from modelaudit.suspect import RememberedImages, SiteEdit
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from modelaudit.repairs.pruning import Neuron
     from modelaudit.suspect import Suspect
 
-#: Absorbs the rounding of accuracies and their difference, far less than any image.
-ROUNDING = 1e-9
 #: Images together on a CPU: of images of 32x32 the maps of more leave its caches, which costs a
 #: ResNet-18 of width 16 a quarter of the time; of larger ones the batches of both sizes do.
 _CPU_BATCH = 64

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from modelaudit.repairs._amount import ROUNDING, Answers
+from modelaudit.functional.rates import ROUNDING
+from modelaudit.repairs._amount import Answers
 from modelaudit.repairs._gates import gate_gradients
 from modelaudit.scanners._channels import prune_edits
 from modelaudit.seeds import generator

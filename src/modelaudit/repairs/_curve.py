@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from modelaudit.functional.curve import bezier_coefficients, bezier_point
+from modelaudit.functional.rates import ROUNDING
 from modelaudit.repairs._batchnorm import reestimate_statistics
 from modelaudit.repairs._training import Objective
 
@@ -115,7 +116,7 @@ def choose_place(places: Sequence[Place], *, floor: float) -> Place:
     methods/repairs.md §8. Of equal losses the one further from the suspect; where no place is
     accurate enough, the most accurate one.
     """
-    within = [place for place in places if place.accuracy >= floor - 1e-9]
+    within = [place for place in places if place.accuracy >= floor - ROUNDING]
     if within:
         return min(within, key=lambda place: (place.loss, -place.t))
     return max(places, key=lambda place: (place.accuracy, place.t))

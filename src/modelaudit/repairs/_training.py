@@ -17,6 +17,7 @@ from torch import nn
 
 from modelaudit.config import require_range
 from modelaudit.errors import RepairError
+from modelaudit.functional.rates import ROUNDING
 from modelaudit.hardware import fast_format
 from modelaudit.repairs._augment import Augmentation, augment, choose_augmentation
 from modelaudit.repairs._batchnorm import set_batchnorm_training
@@ -188,7 +189,9 @@ def choose_epoch(accuracies: Mapping[int, float], *, before: float, drop: float)
         drop: the budget.
     """
     # Accuracies are quotients of counts; the budget must not fall to their rounding.
-    within = [epoch for epoch, accuracy in accuracies.items() if accuracy >= before - drop - 1e-9]
+    within = [
+        epoch for epoch, accuracy in accuracies.items() if accuracy >= before - drop - ROUNDING
+    ]
     return max(within, default=max(accuracies, key=lambda epoch: (accuracies[epoch], epoch)))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from modelaudit.functional.rates import ROUNDING
 from modelaudit.repairs._augment import Augmentation
 from modelaudit.repairs._training import module_state
 from modelaudit.repairs._views import VIEWS, choose_views, view_accuracy, view_logits
@@ -210,7 +211,7 @@ def walk_back(
         first = standing_like(context.original, data, context, before)
         left -= max(0.0, before.loss_from(first))
     # Accuracies are quotients of counts; the budget must not fall to their rounding.
-    limit = SPENT * max(0.0, left) + 1e-9
+    limit = SPENT * max(0.0, left) + ROUNDING
     tried: list[tuple[float, ...]] = []
     losses: dict[float, float] = {}
 

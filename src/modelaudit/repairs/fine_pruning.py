@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.config import require_range
+from modelaudit.functional.rates import ROUNDING
 from modelaudit.repairs._columns import FeatureColumns, feature_columns
 from modelaudit.repairs._training import (
     Objective,
@@ -129,7 +130,7 @@ def prune_dormant(
 
     order = dormant_order(means)
     step = max(1, round(step_fraction * len(order)))
-    floor = accuracy(()) - max_drop - 1e-9
+    floor = accuracy(()) - max_drop - ROUNDING
     kept = 0
     while (more := kept + step) <= max_fraction * len(order) and accuracy(order[:more]) >= floor:
         kept = more

@@ -21,7 +21,8 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.errors import ConfigError
-from modelaudit.repairs._amount import ROUNDING, Answers
+from modelaudit.functional.rates import ROUNDING
+from modelaudit.repairs._amount import Answers
 from modelaudit.repairs._augment import choose_augmentation
 from modelaudit.repairs._mask_minimax import (
     Masks,

@@ -16,8 +16,8 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.errors import RepairError
+from modelaudit.functional.rates import ROUNDING
 from modelaudit.functional.statistics import robust_z
-from modelaudit.repairs._amount import ROUNDING
 from modelaudit.repairs._columns import feature_columns
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.results import Cost

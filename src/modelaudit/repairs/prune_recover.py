@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.config import require_range
+from modelaudit.functional.rates import ROUNDING
 from modelaudit.repairs._carriers import GONE
 from modelaudit.repairs._displaced import DrawnDisplacements
 from modelaudit.repairs._distil import Distilling, teacher_of
@@ -288,7 +289,7 @@ def _settle(
 
 def _is_enough(seen: tuple[float, float], floors: tuple[float, float]) -> bool:
     # Shares of counts; the floors must not fall to their rounding.
-    return all(share >= floor - 1e-9 for share, floor in zip(seen, floors, strict=True))
+    return all(share >= floor - ROUNDING for share, floor in zip(seen, floors, strict=True))
 
 
 def _looked_at(

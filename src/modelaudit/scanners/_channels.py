@@ -1,4 +1,4 @@
-"""What flagged channels do: pruned, pushed, and pushed the other way; shared by MBNS and DDE."""
+"""What flagged channels do: pruned, pushed, and pushed the other way."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from modelaudit.functional.rates import ROUNDING
 from modelaudit.functional.shares import arrow_map, is_permutation_like
 from modelaudit.scanners._channels import Neuron, pruned_predictions, push_test, pushed_predictions
 from modelaudit.seeds import generator
@@ -30,8 +31,6 @@ _FAR_ENOUGH = 0.9
 _LEAST_SHIFT = 0.2
 #: share of the search images that removing a channel may cost which the network does not need
 _FREE = 0.01
-#: absorbs the rounding of shares of images, far less than any image
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

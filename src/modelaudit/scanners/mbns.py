@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING
 
 from modelaudit.config import require_range
 from modelaudit.errors import ConfigError, DegenerateStatisticError
+from modelaudit.functional.rates import ROUNDING
 from modelaudit.functional.reweighting import effective_count
 from modelaudit.functional.shares import NO_ARROW
 from modelaudit.results import Cost, Finding, Json, Pattern
 from modelaudit.scanners._divergences import Divergences, divergences
-from modelaudit.scanners._trace_trials import ROUNDING, TraceTrials, Trial
+from modelaudit.scanners._trace_trials import TraceTrials, Trial
 from modelaudit.scanners.base import CleanImages, Observation, ScanContext, Scanner
 from modelaudit.scanners.mbns_paper_code import MbnsPaperCodeScanner
 
