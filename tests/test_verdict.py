@@ -37,6 +37,7 @@ def result(
     sees_all_to_all: bool = False,
     pattern: Pattern | None = None,
     is_confirmed: bool = False,
+    is_refuted: bool = False,
     is_calibrated: bool = True,
     score: float | None = None,
     threshold: float | None = None,
@@ -51,6 +52,7 @@ def result(
         sees_all_to_all=sees_all_to_all,
         pattern=pattern,
         is_confirmed=is_confirmed,
+        is_refuted=is_refuted,
         is_calibrated=is_calibrated,
         score=score,
         threshold=threshold,
@@ -102,15 +104,16 @@ CASES: dict[str, Case] = {
             ban(NONE, class_p_values=NOWHERE),
         ),
         verdict=BACKDOORED,
-        code="MA-V104",
+        code="MA-V105",
         targets=(3,),
         pattern=ALL_TO_ONE,
     ),
     "a suspicion of another label does not keep a family from backing this one": Case(
         outcomes=(mbns(STRONG, 3), mm_bd(SUSPICIOUS, 1, class_p_values=AT_THREE)),
         verdict=BACKDOORED,
-        code="MA-V104",
+        code="MA-V105",
         targets=(3,),
+        pattern=ALL_TO_ONE,
     ),
     "the label that is out of line is another": Case(
         outcomes=(mbns(STRONG, 2), mm_bd(NONE, class_p_values=AT_THREE)),
@@ -131,6 +134,34 @@ CASES: dict[str, Case] = {
         outcomes=(mbns(SUSPICIOUS, 3), mm_bd(NONE, class_p_values=AT_THREE)),
         verdict=CLEAN,
         code="MA-V001",
+    ),
+    "a label that controls lead to as well is asked of nobody": Case(
+        outcomes=(mbns(STRONG, 3, is_refuted=True), mm_bd(NONE, class_p_values=AT_THREE)),
+        verdict=INCONCLUSIVE,
+        code="MA-V502",
+    ),
+    "a scanner that could not see backs nobody": Case(
+        outcomes=(mbns(STRONG, 3), mm_bd(NO_POWER, class_p_values=AT_THREE)),
+        verdict=INCONCLUSIVE,
+        code="MA-V502",
+    ),
+    "the first label of an all-to-all finding is asked of nobody": Case(
+        outcomes=(
+            mbns(STRONG, 3, pattern=ALL_TO_ALL),
+            mm_bd(NONE, class_p_values=AT_THREE),
+        ),
+        verdict=INCONCLUSIVE,
+        code="MA-V502",
+    ),
+    "who is asked of one label does not say how many there are": Case(
+        outcomes=(
+            mbns(STRONG, 3),
+            mm_bd(SUSPICIOUS, 1, 2, pattern=SEVERAL, class_p_values=AT_THREE),
+        ),
+        verdict=BACKDOORED,
+        code="MA-V105",
+        targets=(3,),
+        pattern=ALL_TO_ONE,
     ),
     "an uncalibrated plug-in backs nobody": Case(
         outcomes=(
@@ -456,6 +487,12 @@ def test_the_level_of_a_named_label_is_shared_by_the_families_that_can_say() -> 
     # Two scanners of one family share its part.
     second = result("mm_bd2", "margin", NONE, class_p_values=NOWHERE)
     assert verdict(0.05, second) is BACKDOORED
+
+
+def test_a_strong_finding_of_another_label_is_told_though_it_backs_this_one() -> None:
+    found = decide((mbns(STRONG, 3), ban(STRONG, 1, class_p_values=AT_THREE)))
+    assert (found.reason_code, found.target_labels) == ("MA-V105", (3,))
+    assert "ban is strong too and names output 1 instead" in found.reason
 
 
 def test_what_backs_a_named_label_is_said() -> None:

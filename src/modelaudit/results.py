@@ -106,6 +106,8 @@ class ScannerResult:
         threshold: the score from which `finding` is at least suspicious; null if it has none.
         p_value: the scanner's own self-normalised p-value, null where none is defined.
         is_confirmed: whether §0.5's confirmation with its controls passed on held-out images.
+        is_refuted: whether its controls lead images to the label that it names as far as what it
+            found does: then it says nothing of that label.
         is_calibrated: whether the thresholds were set on a development population. An uncalibrated
             plug-in never moves the verdict.
         false_positive_rate: rate of the threshold on a reference population; null where unmeasured.
@@ -134,6 +136,7 @@ class ScannerResult:
     threshold: float | None = None
     p_value: float | None = None
     is_confirmed: bool = False
+    is_refuted: bool = False
     is_calibrated: bool = True
     false_positive_rate: float | None = None
     reference_population: str | None = None

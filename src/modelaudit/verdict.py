@@ -69,11 +69,19 @@ def backing(first: ScannerResult, others: Sequence[ScannerResult]) -> tuple[Scan
     """Return which results of other families find the one label that `first` names out of line.
 
     The level is divided by the number of families that can say; two of one family count as one.
+    What its own controls refute, and an all-to-all finding, names no label to ask of.
     """
-    if len(first.target_labels) != 1:
+    is_named = len(first.target_labels) == 1 and first.pattern is not Pattern.ALL_TO_ALL
+    if not is_named or first.is_refuted:
         return ()
     (target,) = first.target_labels
-    asked = [o for o in others if o.family != first.family and o.class_p_values]
+    asked = [
+        other
+        for other in others
+        if other.family != first.family
+        and other.finding is not Finding.NO_POWER
+        and other.class_p_values
+    ]
     level = _NAMED_LEVEL / max(1, len({o.family for o in asked}))
     return tuple(o for o in asked if o.class_p_values[target] <= level)
 
@@ -92,7 +100,7 @@ def decide(
         obstacles: reasons in words why nothing may be concluded from this clean set.
         obstacles_to_clean: reasons why the verdict must not be ``clean``.
         combined: what the reference populations say. None asks for the scanners' own rule, without
-            any population: agreement counts and nothing is combined.
+            any population: agreement and p-values of a named label count, nothing is combined.
 
     Returns:
         The verdict with the rule that applied and what to do next.
@@ -124,7 +132,7 @@ def decide(
     backed = {r.id: backing(r, voting) for r in strong}
     for first in strong:
         if backed[first.id] and is_matched:
-            return _backdoored(first, [first, *backed[first.id]], "MA-V104", strong)
+            return _backdoored(first, [first, *backed[first.id]], "MA-V105", strong)
     shared = [r.id for r in strong if agreeing[r.id] or backed[r.id]]
     capped = [] if is_matched else shared
     return _not_backdoored(outcomes, voting, strong, accusing, obstacles_to_clean, combined, capped)
@@ -140,6 +148,9 @@ def _backdoored(
     for other in witnesses[1:]:
         shared = shared & set(other.target_labels) or shared
     pattern = first.pattern
+    if pattern is None and code == "MA-V105":
+        # Whoever is asked of one label says nothing of how many there are.
+        pattern = Pattern.ALL_TO_ONE
     if pattern is None:
         pattern = next((w.pattern for w in witnesses if w.pattern is not None), None)
     names = ", ".join(w.id for w in witnesses)
@@ -149,7 +160,7 @@ def _backdoored(
         "MA-V102": f"{first.id} is strong and confirmed on held-out clean images with its controls",
         "MA-V103": f"{first.id} is strong and the combined score of the other families is higher "
         "than that of clean models",
-        "MA-V104": f"{first.id} is strong and names {_outputs(first.target_labels)}, which is out "
+        "MA-V105": f"{first.id} is strong and names {_outputs(first.target_labels)}, which is out "
         f"of line for {_p_values(first, witnesses[1:])} too, asked of it alone",
     }[code]
     score = (
@@ -160,7 +171,7 @@ def _backdoored(
     return VerdictRecord(
         verdict=Verdict.BACKDOORED,
         reason_code=code,
-        reason=reason + score + _named_otherwise(shared, witnesses, strong),
+        reason=reason + score + _named_otherwise(shared, strong),
         pattern=pattern,
         target_labels=tuple(sorted(shared)),
         next_step=f"keep the model out of the registry; evidence: {names}",
@@ -174,15 +185,13 @@ def _p_values(first: ScannerResult, witnesses: Sequence[ScannerResult]) -> str:
     )
 
 
-def _named_otherwise(
-    targets: set[int], witnesses: list[ScannerResult], strong: list[ScannerResult]
-) -> str:
+def _named_otherwise(targets: set[int], strong: list[ScannerResult]) -> str:
     """Return what is said of strong findings that accuse as well, and of other labels."""
     said = [
         f"{other.id} is strong too and names {_outputs(other.target_labels)} instead: one of "
         "these labels is wrong, or there are two backdoors"
         for other in sorted(strong, key=lambda result: result.id)
-        if other not in witnesses and targets and other.target_labels
+        if targets and other.target_labels
         if not targets & set(other.target_labels)
     ]
     return "".join(f"; {sentence}" for sentence in said)

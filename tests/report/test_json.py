@@ -8,8 +8,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from modelaudit.errors import ConfigError
 from modelaudit.report import dumps, to_document, without_seconds
-from modelaudit.results import CombinedScore, Cost, Match, ScannerResult
+from modelaudit.report.json import outcome_from_record, outcome_record
+from modelaudit.results import CombinedScore, Cost, Json, Match, ScannerResult
 from tests.helpers.reports import all_reports, backdoored, clean, scanner_result
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +115,16 @@ def test_an_unnamed_target_has_a_null_name() -> None:
     report = backdoored()
     record = dataclasses.replace(report.verdict, target_labels=(3, 12))
     assert to_document(dataclasses.replace(report, verdict=record))["target_names"] == ["cat", None]
+
+
+@pytest.mark.parametrize("value", [[None], ["0.5"], [1.5], [True], 0.5, None])
+def test_p_values_that_are_none_are_refused(value: Json) -> None:
+    row = outcome_record(scanner_result(targets=(1,), per_class=(0.1, 0.9)))
+    assert outcome_from_record(row) == scanner_result(targets=(1,), per_class=(0.1, 0.9))
+    assert isinstance(row["result"], dict)
+    broken = {**row, "result": {**row["result"], "class_p_values": value}}
+    with pytest.raises(ConfigError, match="expected the record of a scanner"):
+        outcome_from_record(broken)
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:

@@ -13,7 +13,7 @@ from modelaudit.scanners._noise_search import (
     NoisyRun,
     paper_epsilon,
 )
-from modelaudit.scanners.ban import BanConfig, BanScanner, consensus
+from modelaudit.scanners.ban import BanConfig, BanScanner, _p_values, consensus
 from modelaudit.scanners.dde import DdeScanner
 from modelaudit.suspect import Suspect
 from tests.helpers import models
@@ -69,9 +69,26 @@ def test_a_trained_backdoor_is_found_and_named() -> None:
     assert result.pattern is Pattern.ALL_TO_ONE
     assert int(torch.tensor(result.per_class).argmax()) == TARGET
     assert result.evidence["agreement"] == 1.0
-    p_values = result.class_p_values
-    assert len(p_values) == len(result.per_class)
-    assert p_values.index(min(p_values)) == TARGET
+    # Noise sends images nowhere else, so that nothing says how far classes differ by nature.
+    assert sum(share > 0 for share in result.per_class) < len(result.per_class) / 2
+    assert result.class_p_values == ()
+
+
+def test_each_class_has_its_own_p_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def p_values(
+        predictions: torch.Tensor, labels: torch.Tensor, classes: int
+    ) -> tuple[float, ...]:
+        asked.append((*predictions.shape, len(labels), classes))
+        return tuple(i / classes for i in range(classes))
+
+    monkeypatch.setattr(ban, "_p_values", p_values)
+    result = _scan(_short(), is_backdoored=True)
+    classes = len(result.per_class)
+    assert result.class_p_values == tuple(i / classes for i in range(classes))
+    ((restarts, images, labels, known),) = asked
+    assert (restarts, images, known) == (_short().restarts, labels, classes)
 
 
 def test_a_trained_clean_model_is_not_strong() -> None:
@@ -215,6 +232,22 @@ def test_few_classes_cannot_be_confirmed() -> None:
     assert result.finding is Finding.STRONG
     assert not result.is_confirmed
     assert "targeted_p_value" not in result.evidence
+    assert result.class_p_values == ()
+
+
+def test_one_stray_image_makes_no_class_stand_out() -> None:
+    labels = torch.arange(10).repeat(15)
+    predictions = labels.repeat(8, 1)
+    predictions[0, 0] = 3
+    assert _p_values(predictions, labels, 10) == ()
+    # One image of each class goes to the next one in one to eight restarts, twelve of every class
+    # to 3 in all of them.
+    for label in range(10):
+        predictions[: label % 8 + 1, label] = (label + 1) % 10
+    predictions[:, 20:140] = 3
+    p_values = _p_values(predictions, labels, 10)
+    assert p_values.index(min(p_values)) == 3
+    assert p_values[3] < 1e-4
 
 
 def test_a_model_that_is_right_about_no_held_out_image_raises() -> None:

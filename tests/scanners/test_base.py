@@ -150,6 +150,7 @@ def test_a_result_carries_what_the_scanner_saw_and_who_it_is() -> None:
         threshold=2.0,
         p_value=0.5,
         is_confirmed=True,
+        is_refuted=True,
         per_class=(0.0, 1.0, 2.0, 3.0),
         per_class_name="each",
         class_p_values=(0.9, 0.5, 0.2, 0.1),

@@ -365,6 +365,8 @@ def test_a_finding_whose_push_fails_is_not_confirmed(
     assert result.evidence["push_share"] == 1.0
     assert result.evidence["pruned_accuracy_drop"] == 0.0
     assert not result.is_confirmed
+    # Of a push that leads to no label there is nothing to refute.
+    assert result.is_refuted is bool(targets)
 
 
 def test_a_finding_is_strong_from_the_setting_on() -> None:
@@ -382,6 +384,7 @@ def test_a_finding_is_strong_from_the_setting_on() -> None:
         # What it leads to is found out all the same.
         assert result.target_labels == (TARGET,)
         assert result.is_confirmed
+        assert not result.is_refuted
 
 
 def test_channels_are_pushed_from_the_trace_of_the_setting_on() -> None:
@@ -617,6 +620,7 @@ def test_shifts_are_alike_along_the_same_arrows(arrows: tuple[int, ...], *, is_a
         opposite_upper=0.1,
         control_share=0.1,
         leads_to_one=False,
+        is_refuted=False,
         beats_controls=False,
         leads_to_all=True,
         shifted=0.9,

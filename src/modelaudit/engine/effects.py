@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelaudit.functional.shares import control_leads_as_far
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
 from modelaudit.results import Pattern
@@ -210,18 +209,9 @@ def is_disproved(result: ScannerResult) -> bool:
     """
     if result.pattern is not Pattern.ALL_TO_ONE or result.is_confirmed:
         return False
-    cost, control, lower = (
-        result.evidence.get(key)
-        for key in ("pruned_accuracy_drop", "control_share", "push_lower_bound")
-    )
-    free = result.config.get("max_accuracy_drop")
+    cost, free = result.evidence.get("pruned_accuracy_drop"), result.config.get("max_accuracy_drop")
     is_needed = isinstance(cost, float) and isinstance(free, float) and cost > free
-    return is_needed or (
-        isinstance(control, float)
-        and isinstance(lower, float)
-        and control < 1.0
-        and control_leads_as_far(control, lower)
-    )
+    return is_needed or result.is_refuted
 
 
 def is_powerful(effect: Effect) -> bool:

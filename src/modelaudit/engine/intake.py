@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 MIN_IMAGES = 100
 MIN_PER_CLASS = 5
 
-#: Largest difference between the channels of a grey pixel; a grey picture that was stored as a
-#: colour one comes back a little off.
-_GREY = 2 / 255
+#: Largest difference between the channels of a grey pixel, two steps and half of one for rounding;
+#: a grey picture that was stored as a colour one comes back a little off.
+_GREY = 2.5 / 255
 
 
 @dataclass(slots=True)

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 #: Goes up with what a re-scan means, for the rows of `bench repair`; those before there was a
 #: number are of ADR 0023 and earlier.
-RESCAN_VERSION = "1"
+RESCAN_VERSION = "2"
 
 _ACCUSING = frozenset({Finding.SUSPICIOUS, Finding.STRONG})
 
@@ -318,10 +318,10 @@ def _disproved_by(after: ScanSummary, effects: Sequence[Effect], explained: Sequ
 
 
 def _silenced(result: ScannerResult, explained: Sequence[str]) -> ScannerResult:
-    """Return the result as one that has found nothing and is combined with nothing."""
+    """Return the result as one that has found nothing, is combined with nothing, backs nothing."""
     if result.id not in explained:
         return result
-    return replace(result, finding=Finding.NONE, score=None)
+    return replace(result, finding=Finding.NONE, score=None, class_p_values=())
 
 
 def _still_led(effects: Sequence[Effect], verdict: Verdict, code: str) -> VerdictRecord:

@@ -98,7 +98,7 @@ def _scores_as_list(scores: Tensor) -> list[float]:
 def _against_rest(values: list[float], index: int) -> float:
     """Return the leave-one-out t of one of at least `MIN_CLASSES` values.
 
-    Infinite beside equal others if it differs from them, NaN if it does not.
+    NaN beside equal others.
     """
     if len(values) < MIN_CLASSES:
         raise DegenerateStatisticError(
@@ -108,11 +108,10 @@ def _against_rest(values: list[float], index: int) -> float:
     rest = values[:index] + values[index + 1 :]
     mean = math.fsum(rest) / len(rest)
     variance = math.fsum((value - mean) ** 2 for value in rest) / (len(rest) - 1)
-    spread, difference = math.sqrt(variance), values[index] - mean
-    rounding = _RELATIVE_ZERO * max(abs(value) for value in rest)
-    if spread > rounding:
-        return difference / (spread * math.sqrt(1.0 + 1.0 / len(rest)))
-    return math.copysign(math.inf, difference) if abs(difference) > rounding else math.nan
+    spread = math.sqrt(variance)
+    if spread <= _RELATIVE_ZERO * max(abs(value) for value in rest):
+        return math.nan
+    return (values[index] - mean) / (spread * math.sqrt(1.0 + 1.0 / len(rest)))
 
 
 def _largest_against_rest(values: list[float]) -> tuple[int, float, float]:
@@ -120,7 +119,7 @@ def _largest_against_rest(values: list[float]) -> tuple[int, float, float]:
     count = len(values)
     index = max(range(count), key=values.__getitem__, default=0)
     statistic = _against_rest(values, index)
-    if not math.isfinite(statistic):
+    if math.isnan(statistic):
         raise DegenerateStatisticError(
             f"an outlier test needs scores that differ, got {count - 1} equal to "
             f"{values[index - 1]!r} beside the largest, {values[index]!r}"
@@ -164,7 +163,8 @@ def class_p_values(scores: Tensor) -> tuple[float, ...]:
 
     Returns:
         One p-value per class in [0, 1]. Each rejects a level of α with probability α if scores are
-        independent and normal. Beside equal others a larger score has 0, any other 1.
+        independent and normal. 1 beside others that are all equal: nothing says by how much they
+        differ by nature.
 
     Raises:
         DegenerateStatisticError: fewer than five scores, or a score that is not finite.

@@ -159,6 +159,13 @@ def _number(value: Json) -> float | None:
     return float(value)
 
 
+def _share(value: Json) -> float:
+    number = _number(value)
+    if number is None or not 0 <= number <= 1:
+        raise ValueError(f"expected a number from 0 to 1, got {value!r}")
+    return number
+
+
 def _whole(value: Json) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"expected a whole number, got {value!r}")
@@ -189,6 +196,7 @@ _READERS: dict[str, Callable[[Json], object]] = {
     "per_class": lambda value: tuple(
         math.nan if (number := _number(item)) is None else number for item in _items(value)
     ),
+    "class_p_values": lambda value: tuple(map(_share, _items(value))),
     "cost": _cost,
 }
 

@@ -104,8 +104,10 @@ class PushTest:
         control_share: largest share of `target` over random channel sets; 1 if not run.
         leads_to_one: lower bound above one half and above the opposite push's upper bound, and
             nearly every class that moves goes there: the channels lead to `target`.
-        beats_controls: every control's share is also below four fifths of the lower bound; never
-            without a channel to draw controls from.
+        is_refuted: it leads to `target`, but a control takes four fifths of the lower bound or more
+            there.
+        beats_controls: it leads to `target` unrefuted; never without a channel to draw controls
+            from.
         leads_to_all: the arrows look like y -> y+1, the opposite push's do not, and no control's
             do, but a quarter of them where the shift is sure and theirs is the same one, surely
             weaker: the channels shift every class.
@@ -125,6 +127,7 @@ class PushTest:
     opposite_upper: float
     control_share: float
     leads_to_one: bool
+    is_refuted: bool
     beats_controls: bool
     leads_to_all: bool
     shifted: float
@@ -207,6 +210,7 @@ def push_test(
                 leads_to_all &= is_sure_shift and is_same and is_weaker
                 shifting += 1
         leads_to_all &= shifting <= FORGIVEN * controls
+    is_refuted = leads_to_one and control_leads_as_far(control_share, lower)
     return PushTest(
         target=target,
         share=float(shares[target]),
@@ -214,9 +218,8 @@ def push_test(
         opposite_upper=opposite_upper,
         control_share=control_share,
         leads_to_one=leads_to_one,
-        beats_controls=leads_to_one
-        and all(control_pool.values())
-        and not control_leads_as_far(control_share, lower),
+        is_refuted=is_refuted,
+        beats_controls=leads_to_one and not is_refuted and all(control_pool.values()),
         leads_to_all=leads_to_all and all(control_pool.values()) and not leads_to_one,
         shifted=along / max(1, len(labels)),
         shifted_lower=shifted_lower,

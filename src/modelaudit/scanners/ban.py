@@ -152,10 +152,16 @@ def consensus(
 
 
 def _p_values(predictions: Tensor, labels: Tensor, num_classes: int) -> tuple[float, ...]:
-    """Return `class_p_values` of the log-odds of all restarts' images; empty where undefined."""
-    hits, trials = off_class_counts(predictions, labels, num_classes)
+    """Return `class_p_values` of the log-odds of all restarts' images; empty where undefined.
+
+    Also where noise sends images to fewer than half of the classes: how much these differ by
+    nature cannot be seen on the others.
+    """
+    hits, trials = (counts.sum(0) for counts in off_class_counts(predictions, labels, num_classes))
+    if 2 * int((hits > 0).sum()) < num_classes:
+        return ()
     try:
-        return class_p_values(log_odds(hits.sum(0), trials.sum(0)))
+        return class_p_values(log_odds(hits, trials))
     except DegenerateStatisticError:
         return ()
 

@@ -95,6 +95,7 @@ class Observation:
     threshold: float | None = None
     p_value: float | None = None
     is_confirmed: bool = False
+    is_refuted: bool = False
     per_class: tuple[float, ...] = ()
     per_class_name: str = ""
     class_p_values: tuple[float, ...] = ()
@@ -183,6 +184,7 @@ class Scanner(Component[C]):
             threshold=seen.threshold,
             p_value=seen.p_value,
             is_confirmed=seen.is_confirmed,
+            is_refuted=seen.is_refuted,
             is_calibrated=self.is_calibrated_here,
             per_class=seen.per_class,
             per_class_name=seen.per_class_name,

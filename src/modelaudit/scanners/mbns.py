@@ -281,6 +281,7 @@ class MbnsScanner(Scanner[MbnsConfig]):
             score_name=_SCORE_NAME,
             threshold=config.suspicious,
             is_confirmed=is_confirmed,
+            is_refuted=test.is_refuted,
             per_class=test.per_class,
             per_class_name="share of other classes' images that the push sends there",
             evidence=evidence,
