@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from modelaudit.scanners.base import Scanner
 
 #: Part of the accuracy budget that a repair may spend where the scan has found the model clean:
-#: nothing that anybody has seen is bought with it.
+#: nothing that anybody has seen is bought with it (docs/adr/0027-half-the-budget-if-clean.md).
 BUDGET_IF_CLEAN = 0.5
 
 
