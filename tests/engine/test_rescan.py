@@ -106,6 +106,7 @@ def explained(
     *,
     are_statistics_kept: bool = True,
     are_weights_trained: bool = False,
+    trained_against: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     return explained_traces(
         before,
@@ -113,7 +114,43 @@ def explained(
         effects,
         are_statistics_kept=are_statistics_kept,
         are_weights_trained=are_weights_trained,
+        trained_against=trained_against,
     )
+
+
+def test_what_was_trained_against_bears_no_witness(opened: Opened) -> None:
+    assert explained(trained_against=("dde",)) == ("mbns",)
+    assert explained(trained_against=("mbns",)) == ()
+    for after, answered in ((AFTER, ()), (summary(mbns(Finding.NONE)), ()), (AFTER, ("mbns",))):
+        verdict = read_rescan(after, NOWHERE, answered, opened, REQUEST, trained_against=("mbns",))
+        assert verdict.verdict is Verdict.INCONCLUSIVE
+        assert "has trained against the pushes of mbns" in verdict.reason
+        assert "no stand-in for the trigger bears witness" in verdict.reason
+    quiet = summary(mbns(Finding.NONE))
+    verdict = read_rescan(quiet, NOWHERE, (), opened, REQUEST, trained_against=("mbns",))
+    assert verdict.reason_code == "MA-V512"
+    assert read_rescan(quiet, NOWHERE, (), opened, REQUEST).verdict is Verdict.CLEAN
+
+
+def test_where_a_stand_in_bears_witness_pushes_may_be_trained_against(opened: Opened) -> None:
+    tried = (stand_in(0.02), *NOWHERE)
+    ids = explained(effects=tried, are_weights_trained=True, trained_against=("mbns",))
+    assert ids == ("mbns",)
+    verdict = read_rescan(AFTER, tried, ids, opened, REQUEST, trained_against=("mbns",))
+    assert verdict.verdict is Verdict.CLEAN
+    left = (stand_in(0.4), *NOWHERE)
+    verdict = read_rescan(AFTER, left, (), opened, REQUEST, trained_against=("mbns",))
+    assert "a stand-in for the trigger still leads 40%" in verdict.reason
+    assert "trained against" not in verdict.reason
+
+
+def test_what_is_left_and_what_shows_nothing_are_both_said(opened: Opened) -> None:
+    left = (effect(0.3), effect(0.05, is_of_rescan=True))
+    quiet = summary(mbns(Finding.NONE))
+    verdict = read_rescan(quiet, left, (), opened, REQUEST, trained_against=("mbns",))
+    assert (verdict.verdict, verdict.reason_code) == (Verdict.INCONCLUSIVE, "MA-V510")
+    assert "still leads 30%" in verdict.reason
+    assert "has trained against the pushes of mbns" in verdict.reason
 
 
 def test_traces_that_lead_nowhere_do_not_keep_a_rescan_from_being_clean(opened: Opened) -> None:

@@ -36,13 +36,11 @@ def distilling(weight: float, seed: int = 0) -> tuple[Distilling, torch.Tensor, 
     student = models.suspect_of(models.tiny_bn(1))
     teacher = models.suspect_of(models.tiny_bn(2))
     nowhere = Displacement(means={"norm1": torch.full((8,), torch.nan)})
+    still = DrawnDisplacements(student, (nowhere,), draws=torch.Generator().manual_seed(seed))
     objective = Distilling(
         student,
         teacher,
-        disturbed=DrawnDisplacements(
-            student, (nowhere,), draws=torch.Generator().manual_seed(seed)
-        ),
-        weight=weight,
+        disturbed=((still, weight), (still, weight / 2)),
         dtype=None,
     )
     pixels = models.images(6)
@@ -52,10 +50,10 @@ def distilling(weight: float, seed: int = 0) -> tuple[Distilling, torch.Tensor, 
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_both_terms_are_cross_entropies_to_the_teachers_answers(weight: float) -> None:
+def test_all_terms_are_cross_entropies_to_the_teachers_answers(weight: float) -> None:
     objective, pixels, expected = distilling(weight)
     loss = objective.loss(pixels, torch.zeros(6, dtype=torch.int64))
-    torch.testing.assert_close(loss.detach(), (1 + weight) * expected)
+    torch.testing.assert_close(loss.detach(), (1 + 1.5 * weight) * expected)
 
 
 def test_the_teacher_gets_no_gradient() -> None:
@@ -68,11 +66,11 @@ def test_the_teacher_gets_no_gradient() -> None:
 def test_a_displaced_batch_is_to_keep_its_answers() -> None:
     student = models.suspect_of(models.tiny_bn(1))
     far = Displacement(means={"norm1": torch.full((8,), 9.0)})
+    displaced = DrawnDisplacements(student, (far,), draws=torch.Generator().manual_seed(0))
     objective = Distilling(
         student,
         student,
-        disturbed=DrawnDisplacements(student, (far,), draws=torch.Generator().manual_seed(0)),
-        weight=1.0,
+        disturbed=((displaced, 1.0),),
         dtype=None,
     )
     pixels = models.images(6)

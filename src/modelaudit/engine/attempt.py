@@ -195,6 +195,7 @@ def attempt(
             stopwatch,
             # What trains on a mixture trains on poisoned images too.
             is_training=repair.is_training and not repair.requires_mixture,
+            trained_against=made.trained_against,
         )
         stopwatch.lap(f"re-scan after {repair.id}")
     return Attempt(
@@ -218,6 +219,7 @@ def _scanned_again(
     stopwatch: Stopwatch,
     *,
     is_training: bool,
+    trained_against: tuple[str, ...],
 ) -> RepairAttempt:
     """Scan the repaired model, try what that finds on both models, and judge everything."""
     suspect = opened.suspect
@@ -249,6 +251,7 @@ def _scanned_again(
         tried,
         are_statistics_kept=are_kept,
         are_weights_trained=is_training,
+        trained_against=trained_against,
     )
     have_drifted = are_kept and is_training
     return replace(
@@ -257,7 +260,13 @@ def _scanned_again(
         after=summary,
         explained=explained,
         verdict=read_rescan(
-            summary, tried, explained, repaired, request.scan, have_weights_drifted=have_drifted
+            summary,
+            tried,
+            explained,
+            repaired,
+            request.scan,
+            have_weights_drifted=have_drifted,
+            trained_against=trained_against,
         ),
     )
 

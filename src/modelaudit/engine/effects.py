@@ -16,16 +16,19 @@ import torch
 
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
+from modelaudit.repairs.pushes import amounts_of
+from modelaudit.repairs.targets import push_of
 from modelaudit.results import Pattern
 from modelaudit.seeds import generator
 from modelaudit.suspect import SiteEdit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
-    from modelaudit.results import Json, ScannerResult
+    from modelaudit.repairs.targets import Push
+    from modelaudit.results import ScannerResult
     from modelaudit.scanners import CleanImages
     from modelaudit.suspect import Suspect
 
@@ -45,9 +48,6 @@ _FACTORS = (1.0, 2.0, 4.0, -1.0, -2.0, -4.0)
 STATISTICS_FAMILY = "bn_statistics"
 #: Family of the scanners whose noise is an artefact.
 NOISE_FAMILY = "parameter_noise"
-
-#: (layer, channel, amount added to the layer's input)
-_Push = list[tuple[str, int, float]]
 
 
 def effects(
@@ -86,7 +86,7 @@ def effects(
     for result in results:
         if not result.is_calibrated:
             continue
-        push = _push(result.evidence)
+        push = push_of(result)
         target = result.target_labels[0] if result.target_labels else None
         goals = _goals(result, labels, target)
         counted = (goals != labels) & (goals >= 0)
@@ -232,7 +232,7 @@ def leads_nowhere(effect: Effect) -> bool:
     return effect.share_beyond_control <= NOWHERE_UP_TO
 
 
-def _traced_before(result: ScannerResult, earlier: Sequence[ScannerResult]) -> _Push:
+def _traced_before(result: ScannerResult, earlier: Sequence[ScannerResult]) -> Push:
     """Return the push of the suspect's traces, by the same scanner with the same settings.
 
     Poisoned images leave traces in few channels: where half of all that live have one, the median
@@ -243,9 +243,9 @@ def _traced_before(result: ScannerResult, earlier: Sequence[ScannerResult]) -> _
         is_same = other.id == result.id and _settings(other) == _settings(result)
         is_able = other.is_calibrated and result.family == other.family == STATISTICS_FAMILY
         if is_same and is_able:
-            push, live = _push(other.evidence), other.evidence.get("live_channels")
-            return push if isinstance(live, int) and 2 * len(push) < live else []
-    return []
+            push, live = push_of(other), other.evidence.get("live_channels")
+            return push if isinstance(live, int) and 2 * len(push) < live else ()
+    return ()
 
 
 def _settings(result: ScannerResult) -> str:
@@ -254,8 +254,8 @@ def _settings(result: ScannerResult) -> str:
 
 
 def _is_by_repair(
-    push: _Push,
-    traced: _Push,
+    push: Push,
+    traced: Push,
     before: Suspect,
     after: Suspect,
     images: Tensor,
@@ -272,8 +272,8 @@ def _is_by_repair(
     (docs/adr/0025-traces-of-the-repair.md).
     """
     known = {row[:2] for row in traced}
-    old = [row for row in push if row[:2] in known]
-    new = [row for row in push if row[:2] not in known]
+    old = tuple(row for row in push if row[:2] in known)
+    new = tuple(row for row in push if row[:2] not in known)
     trials = len(goals)
     for model in (before, after):
         hits = _hits(model, new, images, goals, batch_size=batch_size)
@@ -282,7 +282,7 @@ def _is_by_repair(
     return all(
         _hits(
             model,
-            [(name, index, factor * amount) for name, index, amount in some],
+            tuple((name, index, factor * amount) for name, index, amount in some),
             images,
             goals,
             batch_size=batch_size,
@@ -292,13 +292,6 @@ def _is_by_repair(
         for model in (before, after)
         for factor in _FACTORS
     )
-
-
-def _push(evidence: Mapping[str, Json]) -> _Push:
-    rows = evidence.get("push")
-    if not isinstance(rows, list | tuple):
-        return []
-    return [(str(row[0]), int(row[1]), float(row[2])) for row in rows]  # type: ignore[index, arg-type]
 
 
 def _goals(result: ScannerResult, labels: Tensor, target: int | None) -> Tensor:
@@ -311,13 +304,13 @@ def _goals(result: ScannerResult, labels: Tensor, target: int | None) -> Tensor:
     return torch.tensor([int(a) for a in arrows], dtype=torch.int64)[labels]  # type: ignore[arg-type]
 
 
-def _control(model: Suspect, push: _Push, draws: torch.Generator) -> _Push:
+def _control(model: Suspect, push: Push, draws: torch.Generator) -> Push:
     """Draw other channels of the same layers, pushed as far in deviations, either way."""
     sites = {site.name: site for site in model.sites}
     by_layer: dict[str, dict[int, float]] = {}
     for name, index, amount in push:
         by_layer.setdefault(name, {})[index] = amount
-    drawn: _Push = []
+    drawn: list[tuple[str, int, float]] = []
     for name, amounts in by_layer.items():
         if not sites[name].has_statistics:
             continue
@@ -330,17 +323,14 @@ def _control(model: Suspect, push: _Push, draws: torch.Generator) -> _Push:
             channel = others[place]
             units = abs(amount) / deviation[index]
             drawn.append((name, channel, sign * units * deviation[channel]))
-    return drawn
+    return tuple(drawn)
 
 
-def _hits(model: Suspect, push: _Push, images: Tensor, goals: Tensor, *, batch_size: int) -> int:
-    channels = {site.name: site.channels for site in model.sites}
-    amounts: dict[str, Tensor] = {}
-    for name, index, amount in push:
-        values = amounts.setdefault(name, torch.zeros(channels[name], device=model.device))
-        values[index] = amount
+def _hits(model: Suspect, push: Push, images: Tensor, goals: Tensor, *, batch_size: int) -> int:
     with (
         model.borrowed(),
-        model.edited({name: SiteEdit(push=values) for name, values in amounts.items()}),
+        model.edited(
+            {name: SiteEdit(push=values) for name, values in amounts_of(push, model).items()}
+        ),
     ):
         return int((model.predict(images, batch_size=batch_size) == goals).sum())

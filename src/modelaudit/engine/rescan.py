@@ -73,6 +73,7 @@ def explained_traces(
     *,
     are_statistics_kept: bool,
     are_weights_trained: bool = False,
+    trained_against: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Return the scanners whose finding after the repair is traces that lead nowhere.
 
@@ -83,6 +84,8 @@ def explained_traces(
         are_statistics_kept: see `keeps_statistics`.
         are_weights_trained: whether the repair has trained, not only pruned, and on clean images
             alone.
+        trained_against: scanners whose pushes the repair has trained the model to withstand: that
+            these lead nowhere explains nothing where no stand-in bears witness.
 
     Returns:
         Ids in the re-scan's order; none where a single condition is missing.
@@ -101,7 +104,7 @@ def explained_traces(
             return _is_answered(
                 result, earlier, witnesses, made=made, have_weights_drifted=have_drifted
             )
-        return _is_idle(result, earlier, effects)
+        return result.id not in trained_against and _is_idle(result, earlier, effects)
 
     accused = {result.id: result for result in before.scanners if result.finding in _ACCUSING}
     return tuple(
@@ -211,6 +214,7 @@ def read_rescan(
     request: ScanRequest,
     *,
     have_weights_drifted: bool = False,
+    trained_against: Sequence[str] = (),
 ) -> VerdictRecord:
     """Return what the re-scan and the artefacts say together.
 
@@ -221,12 +225,13 @@ def read_rescan(
         opened: the repaired suspect with its clean set.
         request: of the scan: whose populations and level count.
         have_weights_drifted: see `deciding`.
+        trained_against: see `explained_traces`.
 
     Returns:
         ``backdoored`` where an artefact still leads most images to its target; else the verdict of
         the scanners, the explained ones finding nothing; where that is clean and an artefact leads
-        somewhere all the same, ``inconclusive``. One that is inconclusive anyway keeps its code and
-        says of the artefact too.
+        somewhere all the same, or nothing bears witness but what was trained against,
+        ``inconclusive``. One that is inconclusive anyway keeps its code and says of these too.
     """
     verdict = after.verdict
     if explained:
@@ -255,13 +260,15 @@ def read_rescan(
     working = [effect for effect in bearing if still_works(effect)]
     if working:
         return _still_led(working, Verdict.BACKDOORED, "MA-V104")
+    open_: list[VerdictRecord] = []
     partial = [effect for effect in bearing if not leads_nowhere(effect)]
-    if not partial:
-        return verdict
-    led = _still_led(partial, Verdict.INCONCLUSIVE, "MA-V510")
-    if verdict.verdict is Verdict.CLEAN:
-        return led
-    return replace(verdict, reason=f"{verdict.reason}; {led.reason}")
+    if partial:
+        open_.append(_still_led(partial, Verdict.INCONCLUSIVE, "MA-V510"))
+    if trained_against and not any(is_powerful(effect) for effect in effects):
+        open_.append(_unwitnessed(trained_against))
+    if verdict.verdict is Verdict.CLEAN and open_:
+        verdict = open_.pop(0)
+    return replace(verdict, reason="; ".join((verdict.reason, *(o.reason for o in open_))))
 
 
 def keeps_statistics(old: nn.Module, new: nn.Module) -> bool:
@@ -322,6 +329,17 @@ def _silenced(result: ScannerResult, explained: Sequence[str]) -> ScannerResult:
     if result.id not in explained:
         return result
     return replace(result, finding=Finding.NONE, score=None, class_p_values=())
+
+
+def _unwitnessed(trained_against: Sequence[str]) -> VerdictRecord:
+    return VerdictRecord(
+        verdict=Verdict.INCONCLUSIVE,
+        reason_code="MA-V512",
+        reason=f"the repair has trained against the pushes of {', '.join(trained_against)}: "
+        "that they lead nowhere shows nothing, and no stand-in for the trigger bears witness",
+        next_step="try the model on triggered images if there are any; keep both out of the "
+        "registry until then",
+    )
 
 
 def _still_led(effects: Sequence[Effect], verdict: Verdict, code: str) -> VerdictRecord:

@@ -11,7 +11,7 @@ from modelaudit.repairs._training import Objective
 from modelaudit.suspect import Suspect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -49,15 +49,15 @@ class Distilling(Objective):
     Up to the teacher's entropy the first term is KL(teacher || model). Few images are soon known by
     heart; probabilities say more about each of them than its label does, and no label is needed.
     What the teacher makes of disturbed images, which act as triggered ones do, is never asked: they
-    are to keep the answer of the image as it is. Without the second term the model would learn the
+    are to keep the answer of the image as it is. Without the other terms the model would learn the
     backdoor along with the target class.
 
     Args:
         model: the copy that is trained, BatchNorm with the running statistics.
         teacher: a frozen network in eval mode, such as the suspect itself.
-        disturbed: maps images to the logits that `model` has for them under a disturbance, with
-            their graph; called once a step.
-        weight: of the second term; 0 leaves it out.
+        disturbed: what maps images to the logits that `model` has for them under a disturbance,
+            with their graph, and the weight of its term; each is called once a step, 0 leaves it
+            out.
         dtype: of convolutions and matrix products; None for float32.
     """
 
@@ -66,24 +66,22 @@ class Distilling(Objective):
         model: Suspect,
         teacher: Suspect,
         *,
-        disturbed: Callable[[Tensor], Tensor],
-        weight: float,
+        disturbed: Sequence[tuple[Callable[[Tensor], Tensor], float]],
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__(model, dtype=dtype)
         self.teacher = teacher
-        self.disturbed = disturbed
-        self.weight = weight
+        self.disturbed = [(logits, weight) for logits, weight in disturbed if weight]
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 - the teacher answers
-        """Return both terms in nats; the teacher's forward pass of each image is counted."""
+        """Return all terms in nats; the teacher's forward pass of each image is counted."""
         wanted = answers(self.teacher, images, dtype=self.dtype)
         loss = _cross_entropy(self.logits(images), wanted)
-        if not self.weight:
-            return loss
-        with self.model.autocast(self.dtype):
-            disturbed = self.disturbed(images)
-        return loss + self.weight * _cross_entropy(disturbed, wanted)
+        for logits, weight in self.disturbed:
+            with self.model.autocast(self.dtype):
+                disturbed = logits(images)
+            loss = loss + weight * _cross_entropy(disturbed, wanted)
+        return loss
 
 
 def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ class Change:
         mask: the neurons that were pruned and how, or None if none was.
         pruned: (layer name, channel indices) that were pruned otherwise, such as feature channels
             that the classifier no longer reads.
+        trained_against: ids of the scanners whose pushes the copy has learned to withstand: that
+            these lead nowhere in it is no evidence.
         history: loss per epoch, or whatever the method minimises, in order.
         details: what else readers of the JSON want to know.
         notes: sentences that the reader of the report should see.
@@ -79,6 +81,7 @@ class Change:
 
     mask: PruneMask | None = None
     pruned: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    trained_against: tuple[str, ...] = ()
     history: tuple[float, ...] = ()
     details: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
@@ -96,6 +99,7 @@ class RepairedModel:
         mask: what was pruned and how; None if nothing was.
         pruned: (layer name, channel indices) of every layer with pruned channels, in execution
             order.
+        trained_against: ids of the scanners whose pushes it has learned to withstand.
         measurements: clean accuracy before and after, and agreement with the suspect, over the
             validation images.
         history: loss per epoch.
@@ -111,6 +115,7 @@ class RepairedModel:
     module: nn.Module
     mask: PruneMask | None
     pruned: tuple[tuple[str, tuple[int, ...]], ...]
+    trained_against: tuple[str, ...]
     measurements: Measurements
     history: tuple[float, ...]
     cost: Cost
@@ -202,6 +207,7 @@ class Repair(Component[C]):
             module=module,
             mask=change.mask,
             pruned=(*(() if change.mask is None else change.mask.by_layer()), *change.pruned),
+            trained_against=change.trained_against,
             measurements=measure(
                 before, after, data.labels[data.validation], has_labels=data.has_labels
             ),

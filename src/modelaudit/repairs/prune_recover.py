@@ -163,15 +163,15 @@ class PruneRecoverRepair(Repair[PruneRecoverConfig]):
                 _looked_at(model, data, context, target), floors
             ):
                 break
+            displaced = DrawnDisplacements(
+                model,
+                followed.lead.ways,
+                draws=generator(context.seed, self.id, "displaced", number),
+            )
             objective = Distilling(
                 model,
                 teacher,
-                disturbed=DrawnDisplacements(
-                    model,
-                    followed.lead.ways,
-                    draws=generator(context.seed, self.id, "displaced", number),
-                ),
-                weight=config.displaced_weight,
+                disturbed=((displaced, config.displaced_weight),),
                 dtype=context.search_dtype,
             )
             losses += self._recover(

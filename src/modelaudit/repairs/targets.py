@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelaudit.results import ScannerResult
+    from modelaudit.suspect import Suspect
+
+#: (layer, channel, amount added to the layer's input) of each channel that is pushed
+Push = tuple[tuple[str, int, float], ...]
 
 #: entry of a label map for a class that is led nowhere
 STAYS = -1
@@ -64,6 +68,42 @@ def label_maps(findings: Sequence[ScannerResult], num_classes: int) -> tuple[Ten
             return (led,)
     single = [f for f in found if f.pattern is not Pattern.ALL_TO_ALL]
     return tuple(map_to(target, num_classes) for target in named_targets(single))
+
+
+def push_of(finding: ScannerResult) -> Push:
+    """Return ``evidence["push"]`` of a finding; empty where it has none."""
+    rows = finding.evidence.get("push")
+    if not isinstance(rows, list | tuple):
+        return ()
+    return tuple((str(row[0]), int(row[1]), float(row[2])) for row in rows)  # type: ignore[index, arg-type]
+
+
+def leading_pushes(findings: Sequence[ScannerResult], model: Suspect) -> dict[str, Push]:
+    """Return the pushes that lead images somewhere, by the id of the scanner that accuses by them.
+
+    Args:
+        findings: of a scan. Not heard are uncalibrated ones, and those whose own controls lead to
+            the same label.
+        model: whose channels they are.
+
+    Raises:
+        ConfigError: a push is of a channel that this model has not, as that of another model is.
+    """
+    channels = {site.name: site.channels for site in model.sites}
+    found = {}
+    for result in accusing(findings):
+        push = push_of(result)
+        is_leading = bool(result.target_labels) or result.pattern is Pattern.ALL_TO_ALL
+        if not (push and is_leading and result.is_calibrated) or result.is_refuted:
+            continue
+        for name, index, _ in push:
+            if not 0 <= index < channels.get(name, 0):
+                raise ConfigError(
+                    f"expected pushes of this model's channels from {result.id}, got channel "
+                    f"{index} of {name!r}"
+                )
+        found[result.id] = push
+    return found
 
 
 def is_all_to_all(findings: Sequence[ScannerResult]) -> bool:

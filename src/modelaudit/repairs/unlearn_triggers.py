@@ -5,7 +5,9 @@ on clean images alone: a small mask and a pattern that, put on any image, take i
 backdoor makes such a shortcut; the one that is found need not look like the trigger to share its
 way through the network. The copy learns to give each image under it the answer that the suspect
 gives to the image as it is, and keeps its answers to clean images; as long as further searches find
-something that works it is added.
+something that works it is added. Not every trigger has such a stand-in. Where the scan has found
+channels whose displacement leads images to the target, the copy keeps its answers under that as
+well (docs/adr/0028-unlearning-pushes.md).
 
 Wang et al., *Neural Cleanse* (IEEE S&P 2019, §VI-C) unlearn one reversed trigger with true labels.
 Here there are several, searched again on the network as it becomes; the suspect's own probabilities
@@ -26,12 +28,14 @@ from modelaudit.repairs._training import TrainingConfig, train
 from modelaudit.repairs._views import VIEWS
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.repairs.place_search import SearchSettings, Traces, is_large_patch, searches
+from modelaudit.repairs.pushes import DrawnPushes
 from modelaudit.repairs.stand_in_bank import StandInBank
 from modelaudit.repairs.targets import (
     accusing,
     are_traces_opposite,
     is_all_to_all,
     label_maps,
+    leading_pushes,
     map_to,
 )
 from modelaudit.repairs.trace_match import traced_shifts
@@ -39,7 +43,7 @@ from modelaudit.results import Cost
 from modelaudit.seeds import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor
@@ -78,6 +82,8 @@ class UnlearnTriggersConfig(TrainingConfig):
             dropped; patches of more than a fortieth of the image are dropped too.
         steps: of the training, whatever the number of images.
         trigger_weight: of the loss under stand-ins, beside that on clean images.
+        push_weight: of the loss while channels are pushed to where a scan saw them lead images; 0
+            leaves them alone.
     """
 
     target: int | None = None
@@ -92,6 +98,7 @@ class UnlearnTriggersConfig(TrainingConfig):
     least_success: float = 0.3
     steps: int = 240
     trigger_weight: float = 0.5
+    push_weight: float = 0.5
     learning_rate: float = 0.006
     max_gradient: float | None = 3.0
 
@@ -109,6 +116,7 @@ class UnlearnTriggersConfig(TrainingConfig):
         require_range(self, "least_success", low=0, high=1)
         require_range(self, "steps", low=1)
         require_range(self, "trigger_weight", low=0)
+        require_range(self, "push_weight", low=0)
 
     def epochs(self, data: RepairData) -> int:
         """Return how many passes over the work images make `steps`, at least."""
@@ -120,12 +128,13 @@ class UnlearnTriggersConfig(TrainingConfig):
 
 
 class Unlearning(Distilling):
-    """Distilling under stand-ins, with further searches on the way.
+    """Distilling under disturbances, with further searches of stand-ins on the way.
 
     Args:
         model: the copy that is trained.
+        teacher: the suspect.
         bank: its stand-ins.
-        weight: of the loss under stand-ins, beside that on clean images.
+        disturbed: the bank and what else disturbs images, with their weights; see `Distilling`.
         every: steps between searches.
         searches: how many there are.
         dtype: of convolutions and matrix products.
@@ -137,12 +146,12 @@ class Unlearning(Distilling):
         teacher: Suspect,
         bank: StandInBank,
         *,
-        weight: float,
+        disturbed: Sequence[tuple[Callable[[Tensor], Tensor], float]],
         every: int,
         searches: int,
         dtype: torch.dtype | None,
     ) -> None:
-        super().__init__(model, teacher, disturbed=bank, weight=weight, dtype=dtype)
+        super().__init__(model, teacher, disturbed=disturbed, dtype=dtype)
         self.bank = bank
         self.every = every
         self._steps = 0
@@ -157,15 +166,15 @@ class Unlearning(Distilling):
 
 
 class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
-    """Adversarial training against stand-ins for the trigger, toward the named target.
+    """Adversarial training against stand-ins for the trigger, toward the named target, and pushes.
 
     Nothing is changed where no scan accuses anything and no target is set, or where no stand-in
-    works.
+    works and no scan has found a push that leads anywhere.
     """
 
     id = "unlearn_triggers"
-    version = "5"
-    summary = "searches stand-ins for the trigger and unlearns what they do"
+    version = "6"
+    summary = "searches stand-ins for the trigger and unlearns what they and traced channels do"
     reference = "[NC19] §VI-C"
     config_type = UnlearnTriggersConfig
     is_training = True
@@ -178,7 +187,8 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:
         """Return the passes of searches, training, validation and the augmentation's choice.
 
-        Counted for one target; a scan that names none, or several, makes it search for more.
+        Counted for one target and a push; a scan that names none, or several, makes it search for
+        more.
         """
         config = self.config
         epochs, count = config.epochs(data), searches(config.starts) + config.searches
@@ -186,21 +196,23 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         has_traces = bool(config.trace_weight) and suspect.has_batchnorm_statistics
         compared = 1 + config.searches if has_traces else 0
         asked = (epochs + compared + count) * len(data.work)
+        terms = 1 + bool(config.trigger_weight) + bool(config.push_weight)
         if has_traces:
             asked += len(data.as_trained)
         return Cost(
             forward=asked + ((epochs - epochs // 2 + 2) * VIEWS + 4) * len(data.validation),
             forward_backward=count * config.search_steps * config.search_batch
-            + 2 * epochs * len(data.work),
+            + terms * epochs * len(data.work),
         )
 
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
         if config.target is None and not accusing(context.findings):
             return Change(notes=(_UNNAMED, "nothing was changed"))
+        pushes = leading_pushes(context.findings, model) if config.push_weight else {}
         shifts = self._shifts(model, data, context)
         maps, notes = self._maps(model, data, context, shifts)
-        if not maps:
+        if not maps and not pushes:
             return Change(notes=(*notes, "nothing was changed"))
         epochs = config.epochs(data)
         steps = epochs * config.epoch_steps(data)
@@ -209,13 +221,20 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         bank = self._bank(model, data, maps, context, shifts, purpose="stand_ins")
         bank.search_all(config.starts)
         if not bank.kept:
-            return Change(
-                details={"searches": _rows(bank)},
-                notes=(
-                    *notes,
-                    f"no stand-in for a trigger works{_left_out(bank)}: nothing was changed",
-                ),
-            )
+            idle = f"no stand-in for a trigger works{_left_out(bank)}"
+            if not pushes:
+                return Change(
+                    details={"searches": _rows(bank)},
+                    notes=(*notes, f"{idle}: nothing was changed"),
+                )
+            notes = (*notes, idle)
+        disturbed: list[tuple[Callable[[Tensor], Tensor], float]] = []
+        if bank.kept:
+            disturbed.append((bank, config.trigger_weight))
+        if pushes:
+            draws = generator(context.seed, self.id, "pushes")
+            pushed = DrawnPushes(model, tuple(pushes.values()), draws=draws)
+            disturbed.append((pushed, config.push_weight))
         log = train(
             model,
             data,
@@ -225,9 +244,9 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
                 model,
                 teacher,
                 bank,
-                weight=config.trigger_weight,
+                disturbed=disturbed,
                 every=max(1, steps // (config.searches + 1)),
-                searches=config.searches,
+                searches=config.searches if bank.kept else 0,
                 dtype=context.search_dtype,
             ),
             augmentation=augmentation,
@@ -236,8 +255,13 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             max_drop=context.max_accuracy_drop,
             is_batchnorm_frozen=True,
         )
-        unlearned = f"{len(bank.kept)} of {len(bank.log)} searched{_left_out(bank)}"
+        if bank.kept:
+            unlearned = f"{len(bank.kept)} of {len(bank.log)} searched{_left_out(bank)}"
+            notes = (*notes, f"stand-ins unlearned: {unlearned}")
+        if pushes:
+            notes = (*notes, f"unlearned too where these push channels: {', '.join(pushes)}")
         return Change(
+            trained_against=tuple(pushes),
             history=log.losses,
             details={
                 "kept_epoch": log.kept,
@@ -248,7 +272,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
                 "crop_padding": augmentation.padding,
                 "is_flipped": augmentation.flip,
             },
-            notes=(*notes, f"stand-ins unlearned: {unlearned}"),
+            notes=notes,
         )
 
     def _bank(
