@@ -252,6 +252,8 @@ class RepairAttempt:
             it was given the suspect. Costs, accuracies and effects are against the suspect all the
             same.
         pruned: (layer name, channel indices) of every layer with pruned channels.
+        trained_against: scanners whose pushes the model has learned to withstand, in this repair or
+            one that it goes on from: that these lead nowhere is no evidence.
         validation: on the images that the repair chose its amount on; it is biased by that choice.
         proof: on held-out clean images that the repair never saw.
         budget: `proof` beside the accuracy budget, judged when all attempts had been measured; null
@@ -275,6 +277,7 @@ class RepairAttempt:
     failure: str = ""
     goes_on_from: tuple[str, ...] = ()
     pruned: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    trained_against: tuple[str, ...] = ()
     validation: Measurements | None = None
     proof: Measurements | None = None
     budget: BudgetCheck | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -76,6 +77,26 @@ def test_a_trace_that_leads_nowhere_ends_repaired_and_is_shown(
     assert report.chosen.after.verdict.verdict is Verdict.INCONCLUSIVE
     assert report.chosen.after.scanners[0].finding is Finding.STRONG
     assert [e.is_of_rescan for e in report.chosen.effects] == [False, True]
+
+
+def test_a_trace_that_was_trained_against_is_not_taken_for_idle(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def withstand(model: Suspect, data: RepairData) -> Change:
+        return dataclasses.replace(cut(model, data), trained_against=("watch",))
+
+    install(
+        monkeypatch,
+        scanner_class("watch", trace, family="bn_statistics"),
+        repair_class("withstand", withstand),
+    )
+    report = run_repair(paths, method="withstand").report
+    assert (report.outcome, report.exit_status) == (RepairOutcome.INCONCLUSIVE, 5)
+    assert report.chosen is not None
+    assert report.chosen.trained_against == ("watch",)
+    assert report.chosen.explained == ()
+    assert report.chosen.verdict is not None
+    assert "has trained against the pushes of watch" in report.chosen.verdict.reason
 
 
 def test_the_same_trace_in_another_family_stays_inconclusive(

@@ -15,7 +15,12 @@ from modelaudit import verdict
 from modelaudit.engine import ScanRequest, rescan
 from modelaudit.engine.effects import NOISE_FAMILY, deciding, is_disproved
 from modelaudit.engine.intake import Opened
-from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
+from modelaudit.engine.rescan import (
+    explained_traces,
+    keeps_statistics,
+    read_rescan,
+    unwitnessed_pushes,
+)
 from modelaudit.repair_results import Effect, ScanSummary
 from modelaudit.results import (
     CleanSetRecord,
@@ -106,7 +111,7 @@ def explained(
     *,
     are_statistics_kept: bool = True,
     are_weights_trained: bool = False,
-    trained_against: tuple[str, ...] = (),
+    unwitnessed: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     return explained_traces(
         before,
@@ -114,43 +119,44 @@ def explained(
         effects,
         are_statistics_kept=are_statistics_kept,
         are_weights_trained=are_weights_trained,
-        trained_against=trained_against,
+        unwitnessed=unwitnessed,
     )
 
 
 def test_what_was_trained_against_bears_no_witness(opened: Opened) -> None:
-    assert explained(trained_against=("dde",)) == ("mbns",)
-    assert explained(trained_against=("mbns",)) == ()
-    for after, answered in ((AFTER, ()), (summary(mbns(Finding.NONE)), ()), (AFTER, ("mbns",))):
-        verdict = read_rescan(after, NOWHERE, answered, opened, REQUEST, trained_against=("mbns",))
+    assert explained(unwitnessed=("dde",)) == ("mbns",)
+    assert explained(unwitnessed=("mbns",)) == ()
+    quiet = summary(mbns(Finding.NONE))
+    for after, answered in ((AFTER, ()), (quiet, ()), (AFTER, ("mbns",))):
+        verdict = read_rescan(after, NOWHERE, answered, opened, REQUEST, unwitnessed=("mbns",))
         assert verdict.verdict is Verdict.INCONCLUSIVE
         assert "has trained against the pushes of mbns" in verdict.reason
         assert "no stand-in for the trigger bears witness" in verdict.reason
-    quiet = summary(mbns(Finding.NONE))
-    verdict = read_rescan(quiet, NOWHERE, (), opened, REQUEST, trained_against=("mbns",))
+    verdict = read_rescan(quiet, NOWHERE, (), opened, REQUEST, unwitnessed=("mbns",))
     assert verdict.reason_code == "MA-V512"
     assert read_rescan(quiet, NOWHERE, (), opened, REQUEST).verdict is Verdict.CLEAN
-
-
-def test_where_a_stand_in_bears_witness_pushes_may_be_trained_against(opened: Opened) -> None:
-    tried = (stand_in(0.02), *NOWHERE)
-    ids = explained(effects=tried, are_weights_trained=True, trained_against=("mbns",))
-    assert ids == ("mbns",)
-    verdict = read_rescan(AFTER, tried, ids, opened, REQUEST, trained_against=("mbns",))
-    assert verdict.verdict is Verdict.CLEAN
-    left = (stand_in(0.4), *NOWHERE)
-    verdict = read_rescan(AFTER, left, (), opened, REQUEST, trained_against=("mbns",))
-    assert "a stand-in for the trigger still leads 40%" in verdict.reason
-    assert "trained against" not in verdict.reason
 
 
 def test_what_is_left_and_what_shows_nothing_are_both_said(opened: Opened) -> None:
     left = (effect(0.3), effect(0.05, is_of_rescan=True))
     quiet = summary(mbns(Finding.NONE))
-    verdict = read_rescan(quiet, left, (), opened, REQUEST, trained_against=("mbns",))
+    verdict = read_rescan(quiet, left, (), opened, REQUEST, unwitnessed=("mbns",))
     assert (verdict.verdict, verdict.reason_code) == (Verdict.INCONCLUSIVE, "MA-V510")
     assert "still leads 30%" in verdict.reason
     assert "has trained against the pushes of mbns" in verdict.reason
+
+
+def test_only_a_stand_in_that_works_at_the_pushes_place_bears_witness_for_them() -> None:
+    asked = ("mbns", "dde")
+    assert unwitnessed_pushes((), BEFORE, NOWHERE) == ()
+    assert unwitnessed_pushes(asked, BEFORE, NOWHERE) == asked
+    assert unwitnessed_pushes(asked, BEFORE, (stand_in(0.02), *NOWHERE)) == ("dde",)
+    assert unwitnessed_pushes(asked, BEFORE, (stand_in(0.02, before=0.4),)) == asked
+    elsewhere = replace(stand_in(0.02), target=1)
+    assert unwitnessed_pushes(asked, BEFORE, (elsewhere,)) == asked
+    shift = summary(mbns(pattern=Pattern.ALL_TO_ALL))
+    assert unwitnessed_pushes(("mbns",), shift, (stand_in(0.02),)) == ("mbns",)
+    assert unwitnessed_pushes(("mbns",), shift, (replace(elsewhere, target=None),)) == ()
 
 
 def test_traces_that_lead_nowhere_do_not_keep_a_rescan_from_being_clean(opened: Opened) -> None:

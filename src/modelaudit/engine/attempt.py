@@ -9,7 +9,12 @@ import torch
 
 from modelaudit import architectures
 from modelaudit.engine.effects import deciding, effects, leads_nowhere, noise_effects
-from modelaudit.engine.rescan import explained_traces, keeps_statistics, read_rescan
+from modelaudit.engine.rescan import (
+    explained_traces,
+    keeps_statistics,
+    read_rescan,
+    unwitnessed_pushes,
+)
 from modelaudit.engine.scan import audit
 from modelaudit.errors import UnmetNeedError
 from modelaudit.hardware import fast_dtype
@@ -153,7 +158,13 @@ def attempt(
     finally:
         stopwatch.lap(f"repair {repair.id}")
     tensors = as_in_file(made.module, opened)
-    changed = replace(_record(made), goes_on_from=tuple(attempt.record.id for attempt in earlier))
+    against = [id_ for one in earlier for id_ in one.record.trained_against]
+    against += made.trained_against
+    changed = replace(
+        _record(made),
+        goes_on_from=tuple(attempt.record.id for attempt in earlier),
+        trained_against=tuple(dict.fromkeys(against)),
+    )
     if _is_in_file(tensors, opened):
         # The suspect once more is no repair, and cannot be the luckiest of several.
         return Attempt(record=changed, earlier=earlier)
@@ -195,7 +206,6 @@ def attempt(
             stopwatch,
             # What trains on a mixture trains on poisoned images too.
             is_training=repair.is_training and not repair.requires_mixture,
-            trained_against=made.trained_against,
         )
         stopwatch.lap(f"re-scan after {repair.id}")
     return Attempt(
@@ -219,7 +229,6 @@ def _scanned_again(
     stopwatch: Stopwatch,
     *,
     is_training: bool,
-    trained_against: tuple[str, ...],
 ) -> RepairAttempt:
     """Scan the repaired model, try what that finds on both models, and judge everything."""
     suspect = opened.suspect
@@ -244,6 +253,7 @@ def _scanned_again(
         ),
         *noise_effects(before.scanners, report.scanners, opened.clean),
     )
+    unwitnessed = unwitnessed_pushes(record.trained_against, before, tried)
     are_kept = suspect.has_batchnorm_statistics and keeps_statistics(suspect.module, after.module)
     explained = explained_traces(
         before,
@@ -251,7 +261,7 @@ def _scanned_again(
         tried,
         are_statistics_kept=are_kept,
         are_weights_trained=is_training,
-        trained_against=trained_against,
+        unwitnessed=unwitnessed,
     )
     have_drifted = are_kept and is_training
     return replace(
@@ -266,7 +276,7 @@ def _scanned_again(
             repaired,
             request.scan,
             have_weights_drifted=have_drifted,
-            trained_against=trained_against,
+            unwitnessed=unwitnessed,
         ),
     )
 

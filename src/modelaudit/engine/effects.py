@@ -16,11 +16,10 @@ import torch
 
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repair_results import Effect
-from modelaudit.repairs.pushes import amounts_of
+from modelaudit.repairs.pushes import amounts_of, edits_of
 from modelaudit.repairs.targets import push_of
 from modelaudit.results import Pattern
 from modelaudit.seeds import generator
-from modelaudit.suspect import SiteEdit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -329,8 +328,6 @@ def _control(model: Suspect, push: Push, draws: torch.Generator) -> Push:
 def _hits(model: Suspect, push: Push, images: Tensor, goals: Tensor, *, batch_size: int) -> int:
     with (
         model.borrowed(),
-        model.edited(
-            {name: SiteEdit(push=values) for name, values in amounts_of(push, model).items()}
-        ),
+        model.edited(edits_of(amounts_of(push, model))),
     ):
         return int((model.predict(images, batch_size=batch_size) == goals).sum())

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 #: Goes up with what a re-scan means, for the rows of `bench repair`; those before there was a
 #: number are of ADR 0023 and earlier.
-RESCAN_VERSION = "2"
+RESCAN_VERSION = "3"
 
 _ACCUSING = frozenset({Finding.SUSPICIOUS, Finding.STRONG})
 
@@ -73,7 +73,7 @@ def explained_traces(
     *,
     are_statistics_kept: bool,
     are_weights_trained: bool = False,
-    trained_against: Sequence[str] = (),
+    unwitnessed: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Return the scanners whose finding after the repair is traces that lead nowhere.
 
@@ -84,8 +84,7 @@ def explained_traces(
         are_statistics_kept: see `keeps_statistics`.
         are_weights_trained: whether the repair has trained, not only pruned, and on clean images
             alone.
-        trained_against: scanners whose pushes the repair has trained the model to withstand: that
-            these lead nowhere explains nothing where no stand-in bears witness.
+        unwitnessed: see `unwitnessed_pushes`: that theirs lead nowhere explains nothing.
 
     Returns:
         Ids in the re-scan's order; none where a single condition is missing.
@@ -104,7 +103,7 @@ def explained_traces(
             return _is_answered(
                 result, earlier, witnesses, made=made, have_weights_drifted=have_drifted
             )
-        return result.id not in trained_against and _is_idle(result, earlier, effects)
+        return result.id not in unwitnessed and _is_idle(result, earlier, effects)
 
     accused = {result.id: result for result in before.scanners if result.finding in _ACCUSING}
     return tuple(
@@ -112,6 +111,25 @@ def explained_traces(
         for result in after.scanners
         if result.id in accused and is_explained(result, accused[result.id])
     )
+
+
+def unwitnessed_pushes(
+    trained_against: Sequence[str], before: ScanSummary, effects: Sequence[Effect]
+) -> tuple[str, ...]:
+    """Return whose pushes were trained against while no stand-in bears witness at their place.
+
+    Args:
+        trained_against: scanners whose pushes the repaired model has learned to withstand.
+        before: the scan of the suspect, which says where they lead.
+        effects: of artefacts of both scans.
+
+    Returns:
+        Ids in their order. Pushes are not searched anew in the repaired model, so that it shows
+        nothing if these lead nowhere (docs/adr/0028-unlearning-pushes.md).
+    """
+    witnessed = {effect.target for effect in effects if is_powerful(effect)}
+    led = {result.id: _places(result) for result in before.scanners}
+    return tuple(id_ for id_ in trained_against if not led.get(id_) or not led[id_] <= witnessed)
 
 
 def _by_repair(effects: Sequence[Effect]) -> set[tuple[str, int | None]]:
@@ -214,7 +232,7 @@ def read_rescan(
     request: ScanRequest,
     *,
     have_weights_drifted: bool = False,
-    trained_against: Sequence[str] = (),
+    unwitnessed: Sequence[str] = (),
 ) -> VerdictRecord:
     """Return what the re-scan and the artefacts say together.
 
@@ -225,7 +243,7 @@ def read_rescan(
         opened: the repaired suspect with its clean set.
         request: of the scan: whose populations and level count.
         have_weights_drifted: see `deciding`.
-        trained_against: see `explained_traces`.
+        unwitnessed: see `unwitnessed_pushes`.
 
     Returns:
         ``backdoored`` where an artefact still leads most images to its target; else the verdict of
@@ -264,8 +282,8 @@ def read_rescan(
     partial = [effect for effect in bearing if not leads_nowhere(effect)]
     if partial:
         open_.append(_still_led(partial, Verdict.INCONCLUSIVE, "MA-V510"))
-    if trained_against and not any(is_powerful(effect) for effect in effects):
-        open_.append(_unwitnessed(trained_against))
+    if unwitnessed:
+        open_.append(_unwitnessed(unwitnessed))
     if verdict.verdict is Verdict.CLEAN and open_:
         verdict = open_.pop(0)
     return replace(verdict, reason="; ".join((verdict.reason, *(o.reason for o in open_))))
@@ -331,11 +349,11 @@ def _silenced(result: ScannerResult, explained: Sequence[str]) -> ScannerResult:
     return replace(result, finding=Finding.NONE, score=None, class_p_values=())
 
 
-def _unwitnessed(trained_against: Sequence[str]) -> VerdictRecord:
+def _unwitnessed(scanners: Sequence[str]) -> VerdictRecord:
     return VerdictRecord(
         verdict=Verdict.INCONCLUSIVE,
         reason_code="MA-V512",
-        reason=f"the repair has trained against the pushes of {', '.join(trained_against)}: "
+        reason=f"the repair has trained against the pushes of {', '.join(scanners)}: "
         "that they lead nowhere shows nothing, and no stand-in for the trigger bears witness",
         next_step="try the model on triggered images if there are any; keep both out of the "
         "registry until then",

@@ -195,8 +195,11 @@ class PruneRecoverRepair(Repair[PruneRecoverConfig]):
             "curve_is": "share of the last recovery, validation accuracy, recall of the target",
             "target": target,
         }
+        has_withstood = bool(losses) and bool(config.displaced_weight)
         return Change(
             mask=mask,
+            # It displaces what the same running statistics trace.
+            trained_against=("mbns",) if has_withstood else (),
             history=tuple(losses),
             details=details,
             notes=(f"rounds of pruning: {done}; of the last recovery, {place:.0%}",),

@@ -15,7 +15,7 @@ import torch
 from modelaudit.suspect import SiteEdit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -40,6 +40,11 @@ def amounts_of(push: Push, model: Suspect) -> dict[str, Tensor]:
     return amounts
 
 
+def edits_of(amounts: Mapping[str, Tensor], factor: float = 1.0) -> dict[str, SiteEdit]:
+    """Return the edits that push channels by `factor` times what `amounts_of` says."""
+    return {name: SiteEdit(push=factor * values) for name, values in amounts.items()}
+
+
 class DrawnPushes:
     """The logits of images while channels are pushed, drawn anew for each batch.
 
@@ -61,10 +66,6 @@ class DrawnPushes:
         is_drawn = torch.rand(len(amounts), generator=self.draws) < _LAYER_SHARE
         if not bool(is_drawn.any()):
             is_drawn[:] = True
-        edits = {
-            name: SiteEdit(push=factor * values)
-            for (name, values), drawn in zip(amounts.items(), is_drawn.tolist(), strict=True)
-            if drawn
-        }
-        with self.model.edited(edits):
+        drawn = {name: amounts[name] for name, is_ in zip(amounts, is_drawn, strict=True) if is_}
+        with self.model.edited(edits_of(drawn, factor)):
             return self.model.logits(images)

@@ -220,7 +220,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
         teacher = teacher_of(model)
         bank = self._bank(model, data, maps, context, shifts, purpose="stand_ins")
         bank.search_all(config.starts)
-        if not bank.kept:
+        if not bank.kept and maps:
             idle = f"no stand-in for a trigger works{_left_out(bank)}"
             if not pushes:
                 return Change(
@@ -259,7 +259,7 @@ class UnlearnTriggersRepair(Repair[UnlearnTriggersConfig]):
             unlearned = f"{len(bank.kept)} of {len(bank.log)} searched{_left_out(bank)}"
             notes = (*notes, f"stand-ins unlearned: {unlearned}")
         if pushes:
-            notes = (*notes, f"unlearned too where these push channels: {', '.join(pushes)}")
+            notes = (*notes, f"pushes unlearned: those of {', '.join(pushes)}")
         return Change(
             trained_against=tuple(pushes),
             history=log.losses,
