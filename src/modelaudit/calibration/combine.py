@@ -15,7 +15,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from modelaudit.calibration.population import MIN_CLEAN
-from modelaudit.functional.statistics import MAD_TO_SIGMA, empirical_p_value, student_t_sf
+from modelaudit.functional.p_values import empirical_p_value
+from modelaudit.functional.statistics import MAD_TO_SIGMA, student_t_sf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

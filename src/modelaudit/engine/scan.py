@@ -10,7 +10,7 @@ from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.run import run_scanners
 from modelaudit.engine.versions import versions
-from modelaudit.functional.statistics import holm
+from modelaudit.functional.p_values import holm
 from modelaudit.hardware import fast_dtype
 from modelaudit.results import Cost, FailedScan, ScannerResult, ScanReport, SkippedScan
 from modelaudit.suspect import profile

@@ -21,10 +21,10 @@ import torch
 
 from modelaudit.config import require_range
 from modelaudit.errors import DegenerateStatisticError
+from modelaudit.functional.p_values import consensus_p_value
 from modelaudit.functional.shares import arrow_map, off_class_counts, off_class_share
 from modelaudit.functional.statistics import (
     class_p_values,
-    consensus_p_value,
     grubbs,
     log_odds,
     lower_bound,
