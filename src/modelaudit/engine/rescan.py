@@ -124,12 +124,15 @@ def unwitnessed_pushes(
         effects: of artefacts of both scans.
 
     Returns:
-        Ids in their order. Pushes are not searched anew in the repaired model, so that it shows
-        nothing if these lead nowhere (docs/adr/0028-unlearning-pushes.md).
+        Ids in their order, of scanners that had accused. Pushes are not searched anew in the
+        repaired model, so that it shows nothing if these lead nowhere
+        (docs/adr/0028-unlearning-pushes.md).
     """
     witnessed = {effect.target for effect in effects if is_powerful(effect)}
-    led = {result.id: _places(result) for result in before.scanners}
-    return tuple(id_ for id_ in trained_against if not led.get(id_) or not led[id_] <= witnessed)
+    led = {r.id: _places(r) for r in before.scanners if r.finding in _ACCUSING}
+    return tuple(
+        id_ for id_ in trained_against if id_ in led and not (led[id_] and led[id_] <= witnessed)
+    )
 
 
 def _by_repair(effects: Sequence[Effect]) -> set[tuple[str, int | None]]:
