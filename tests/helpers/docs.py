@@ -1,8 +1,9 @@
 """Reads the pages under docs/ and writes the tables that repeat what the code says.
 
 A page asks for a table by a comment, ``<!-- table: settings of MODULE:CLASS -->`` for a
-configuration or ``<!-- table: facts of MODULE:CLASS -->`` for a scanner. ``python -m
-tests.helpers.docs`` in the project's folder brings every table up to date.
+configuration or ``<!-- table: facts of MODULE:CLASS -->`` for a scanner, and by ``<!-- measured:
+NAME -->`` or ``<!-- measured: NAME of BLOCK -->`` for a table of the committed rows or one block
+of it. ``python -m tests.helpers.docs`` in the project's folder brings every table up to date.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 from modelaudit.preprocessing import PRESETS
 from modelaudit.scanners.base import CleanImages, Scanner
 from modelaudit.suspect import Suspect
+from tests.helpers.measured import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +30,10 @@ ROOT = Path(__file__).parents[2]
 
 TABLE = re.compile(
     r"(?P<marker><!-- table: (?P<kind>settings|facts) of (?P<name>[\w.]+:\w+) -->\n)"
+    r"(?P<rows>(?:\|.*\n)*)"
+)
+MEASURED = re.compile(
+    r"(?P<marker><!-- measured: (?P<name>\w+)(?: of (?P<block>[\w, ]+))? -->\n)"
     r"(?P<rows>(?:\|.*\n)*)"
 )
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\((?P<target>[^)\s]+)\)")
@@ -139,7 +145,10 @@ def filled(text: str) -> str:
         make = settings if match["kind"] == "settings" else facts
         return match["marker"] + make(load(match["name"]))
 
-    return TABLE.sub(table, text)
+    def measured(match: re.Match[str]) -> str:
+        return match["marker"] + rows_of(match["name"], match["block"])
+
+    return MEASURED.sub(measured, TABLE.sub(table, text))
 
 
 def links(text: str) -> list[str]:

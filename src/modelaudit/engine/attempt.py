@@ -89,8 +89,9 @@ class Attempt:
 
         Whether the re-scan is not clean, whether it is backdoored, whether an artefact that may
         decide still leads anywhere, and the largest share that one leads beyond its controls:
-        rounded to a tenth, for less says nothing of the attack (docs/results.md). Where stand-ins
-        for the trigger may decide, the share is theirs: a push leads somewhere in every network.
+        rounded to a tenth, for less says nothing of the attack (docs/results/repairs.md). Where
+        stand-ins for the trigger may decide, the share is theirs: a push leads somewhere in every
+        network.
         """
         decide = [effect for effect in self.record.effects if effect.is_deciding]
         shown = [effect for effect in decide if effect.kind == "stand_in"] or decide

@@ -224,6 +224,21 @@ def test_weak_attacks_and_misses_are_named_with_every_score(tmp_path: Path) -> N
     assert misses["b_bad_2"][-2:] == ("5 S → 1", "50 S → 1")
 
 
+def test_weak_attacks_count_a_scanner_only_where_it_could_judge(tmp_path: Path) -> None:
+    rows = scan_rows(
+        facts("b_1", attack="badnets", target=1),
+        [result("ban", 5.0, "strong", named=[1]), result("mbns", None, "no_power")],
+    )
+    rows += scan_rows(
+        facts("b_2", attack="badnets", target=1), [result("ban", 1.0), result("mbns", 1.0)]
+    )
+    report = report_of(tmp_path, rows)
+
+    assert [row[-1] for row in table(report, "weak_attacks").rows] == ["ban 1 of 2, mbns 0 of 1"]
+    (record,) = records(report, "weak_attacks")
+    assert (record["flagged_by_mbns"], record["judged_by_mbns"]) == ("0", "1")
+
+
 def test_nine_of_ten_is_not_weak(tmp_path: Path) -> None:
     rows = [
         row
@@ -265,7 +280,8 @@ def test_paper_code_stands_beside_the_default_over_the_same_models(tmp_path: Pat
     assert beside["B", "ban"]["AUROC"].startswith("1.000")
     assert beside["B", "ban@paper_code"]["AUROC"].startswith("0.500")
     ratio = beside["B", "ban@paper_code ÷ ban"]
-    assert (ratio["passes"], ratio["seconds"]) == ("3.00", "2.50")
+    assert ratio["passes"] == "3.00"
+    assert "seconds" not in ratio  # the two may stem from different machines
 
 
 def test_the_cost_is_the_mean_per_model_and_data(tmp_path: Path) -> None:

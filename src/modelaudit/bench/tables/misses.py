@@ -32,14 +32,18 @@ def weak_attacks_table(blocks: Sequence[Block], detectors: Sequence[str]) -> Tab
             share = found.fraction
             if share is None or share >= WEAK_BELOW:
                 continue
-            alone = {name: sum(s.is_flagged(name) for s in scans) for name in detectors}
+            judged = {name: [s for s in scans if s.result(name) is not None] for name in detectors}
+            alone = {
+                name: (sum(s.is_flagged(name) for s in own), len(own))
+                for name, own in judged.items()
+            }
             rows.append(
                 (
                     block.label,
                     attack,
                     dataset,
                     rate_text(found),
-                    ", ".join(f"{name} {count}" for name, count in alone.items()),
+                    ", ".join(f"{name} {k} of {n}" for name, (k, n) in alone.items() if n),
                 )
             )
             records.append(
@@ -48,7 +52,8 @@ def weak_attacks_table(blocks: Sequence[Block], detectors: Sequence[str]) -> Tab
                     "attack": attack,
                     "dataset": dataset,
                     **rate_fields("found", found),
-                    **{f"flagged_by_{name}": count for name, count in alone.items()},
+                    **{f"flagged_by_{name}": k for name, (k, _) in alone.items()},
+                    **{f"judged_by_{name}": n for name, (_, n) in alone.items()},
                 }
             )
     return Table(
@@ -57,6 +62,7 @@ def weak_attacks_table(blocks: Sequence[Block], detectors: Sequence[str]) -> Tab
         header=("block", "attack", "data", "found by the verdict", "flagged by each alone"),
         rows=tuple(rows),
         records=tuple(records),
+        notes=("Of the models that the scanner could judge; without any it is left out.",),
     )
 
 
