@@ -11,6 +11,7 @@ from modelaudit.results import (
     FailedScan,
     Finding,
     Match,
+    Obstacle,
     Pattern,
     ScannerResult,
     ScanOutcome,
@@ -379,17 +380,22 @@ def test_an_obstacle_rules_out_any_verdict(name: str) -> None:
     assert found.target_labels == ()
 
 
+OPEN = Obstacle(
+    reason_code="MA-V507", reason="preprocessing is open", next_step="give what is missing"
+)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_obstacle_to_clean_rules_out_clean_alone(name: str) -> None:
     case = CASES[name]
-    found = decide(case.outcomes, obstacles_to_clean=("preprocessing is open",))
+    found = decide(case.outcomes, obstacles_to_clean=(OPEN,))
     if case.verdict is BACKDOORED:
         assert found == decide(case.outcomes)
     else:
         assert found.verdict is INCONCLUSIVE
         assert "preprocessing is open" in found.reason
     if case.verdict is CLEAN:
-        assert found.reason_code == "MA-V507"
+        assert (found.reason_code, found.next_step) == ("MA-V507", "give what is missing")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -587,7 +593,7 @@ def test_a_clean_verdict_never_says_safe() -> None:
 def test_every_reason_is_told_and_the_first_gives_code_and_step() -> None:
     found = decide(
         (mm_bd(STRONG, 3), FAILED, skipped("ban", is_declared_need=False)),
-        obstacles_to_clean=("preprocessing is open",),
+        obstacles_to_clean=(OPEN,),
     )
     assert found.reason_code == "MA-V502"
     assert found.reason.split("; ") == [

@@ -242,6 +242,15 @@ class CombinedScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """Why a verdict must not be ``clean``, with its code and what would settle it."""
+
+    reason_code: str
+    reason: str
+    next_step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictRecord:
     """One verdict and how it came about.
 

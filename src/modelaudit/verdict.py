@@ -33,7 +33,7 @@ from modelaudit.results import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from modelaudit.results import CombinedScore, ScanOutcome
+    from modelaudit.results import CombinedScore, Obstacle, ScanOutcome
 
 EXIT_STATUS = {
     Verdict.CLEAN: ExitStatus.CLEAN,
@@ -90,7 +90,7 @@ def decide(
     outcomes: Sequence[ScanOutcome],
     *,
     obstacles: Sequence[str] = (),
-    obstacles_to_clean: Sequence[str] = (),
+    obstacles_to_clean: Sequence[Obstacle] = (),
     combined: CombinedScore | None = None,
 ) -> VerdictRecord:
     """Return the verdict that `outcomes` allow.
@@ -207,7 +207,7 @@ def _not_backdoored(
     voting: list[ScannerResult],
     strong: list[ScannerResult],
     accusing: list[ScannerResult],
-    obstacles_to_clean: Sequence[str],
+    obstacles_to_clean: Sequence[Obstacle],
     combined: CombinedScore | None,
     capped: Sequence[str],
 ) -> VerdictRecord:
@@ -297,10 +297,7 @@ def _not_backdoored(
                 "run mbns with its default settings; without BatchNorm statistics it stays open",
             )
         )
-    reasons.extend(
-        ("MA-V507", obstacle, "give what is missing, then scan again")
-        for obstacle in obstacles_to_clean
-    )
+    reasons.extend((o.reason_code, o.reason, o.next_step) for o in obstacles_to_clean)
     if reasons:
         return VerdictRecord(
             verdict=Verdict.INCONCLUSIVE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 
-from modelaudit.checkpoint import read_checkpoint
+from modelaudit.checkpoint import RepairClaim, read_checkpoint
 from modelaudit.checkpoint.write import (
     RECORD_KEY,
     check_can_keep_format,
@@ -172,3 +173,77 @@ def test_a_tensor_of_another_shape_is_an_error(tmp_path: Path) -> None:
     tensors = {**read.weights.tensors, "bn.weight": torch.ones(5)}
     with pytest.raises(CorruptCheckpointError, match=r"shape \(4,\), got \(5,\)"):
         encode_like(path, tensors, sha256=read.sha256, record=RECORD)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("container", ["bare", "nested", "safetensors"])
+def test_a_reader_finds_what_the_record_says(
+    tmp_path: Path, container: str, *, legacy: bool
+) -> None:
+    path = tmp_path / "in.bin"
+    state = net().state_dict()
+    if container == "safetensors":
+        save_file(state, path)
+    else:
+        document = state if container == "bare" else {"epoch": 1, "inner": {"state_dict": state}}
+        torch.save(document, path, _use_new_zipfile_serialization=not legacy)
+    assert read_checkpoint(path).repair is None
+    read = read_checkpoint(path)
+    record = {
+        "method": "prune_mbns, then tune",
+        "input_sha256": read.sha256,
+        "rescan": {"verdict": "inconclusive", "reason_code": "MA-V512"},
+    }
+    rewritten = encode_like(
+        path, changed(dict(read.weights.tensors)), sha256=read.sha256, record=record
+    )
+    out = tmp_path / "out.bin"
+    out.write_bytes(rewritten.data)
+    assert read_checkpoint(out).repair == RepairClaim(
+        method="prune_mbns, then tune",
+        input_sha256=read.sha256,
+        verdict="inconclusive",
+        reason_code="MA-V512",
+    )
+
+
+NESTED = "[" * 100_000
+LONG = json.dumps({"method": "m", "x": "y" * (1 << 20)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no JSON",
+        "[]",
+        "{}",
+        '{"method": 3}',
+        NESTED,
+        LONG,
+    ],
+    ids=["empty", "text", "list", "nothing", "number", "nested", "long"],
+)
+def test_a_record_that_we_did_not_write_claims_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "in.safetensors"
+    save_file(net().state_dict(), path, metadata={RECORD_KEY: text})
+    assert read_checkpoint(path).repair is None
+
+
+def test_a_claims_parts_are_cut_and_those_of_another_type_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "in.safetensors"
+    record = {"method": "m" * 1000, "input_sha256": 1, "rescan": [{"verdict": "clean"}]}
+    save_file(net().state_dict(), path, metadata={RECORD_KEY: json.dumps(record)})
+    assert read_checkpoint(path).repair == RepairClaim(method="m" * 200)
+
+
+@pytest.mark.parametrize("attached", [{"_metadata": 3}, {"_metadata": {RECORD_KEY: [1]}}, 7])
+def test_what_is_attached_to_a_dict_may_be_anything(tmp_path: Path, attached: object) -> None:
+    path = tmp_path / "in.pt"
+    state = OrderedDict(net().state_dict())
+    if isinstance(attached, dict):
+        state.__dict__.update(attached)
+    else:
+        state.strange = attached  # type: ignore[attr-defined]
+    torch.save(state, path)
+    assert read_checkpoint(path).repair is None

@@ -18,6 +18,7 @@ from modelaudit.attacks.base import Attack, Batch
 from modelaudit.bench import gate
 from modelaudit.bench.plan import find_plan, read_plan
 from modelaudit.bench.typed import build_config
+from modelaudit.engine import intake, provenance
 from modelaudit.engine.components import build_scanners
 from modelaudit.preprocessing import PRESETS
 from modelaudit.registry import Registry
@@ -37,7 +38,10 @@ PROJECT = tomllib.loads((docs.ROOT / "pyproject.toml").read_text(encoding="utf-8
 SCANNERS: dict[str, str] = PROJECT["entry-points"]["modelaudit.scanners"]
 ATTACKS: dict[str, str] = PROJECT["entry-points"]["modelaudit.attacks"]
 EXAMPLES = docs.examples(TEXTS["docs/development.md"])
-RULE = Path(verdict.__file__).read_text(encoding="utf-8")
+#: the rule, and the modules that say of a file or its clean set why a verdict must not be clean
+RULE = "".join(
+    Path(module.__file__).read_text(encoding="utf-8") for module in (verdict, intake, provenance)
+)
 
 
 def scanner_classes(id_: str) -> list[type[Scanner[Any]]]:

@@ -248,7 +248,8 @@ def test_an_open_preprocessing_rules_out_clean(
     assert opened(checkpoint, data).obstacles_to_clean == ()
     _instead_of_fit(monkeypatch, preprocessing_is_certain=False)
     (obstacle,) = opened(checkpoint, data).obstacles_to_clean
-    assert obstacle.endswith("give --preprocess")
+    assert obstacle.reason_code == "MA-V507"
+    assert obstacle.reason.endswith("give --preprocess")
 
 
 @pytest.mark.parametrize(("accuracy", "shown"), [(0.3125, "31.2%"), (None, "unknown")])

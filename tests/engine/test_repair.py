@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from modelaudit.checkpoint.write import RECORD_KEY
+from modelaudit.checkpoint.write import RECORD_KEY, encode_safetensors
 from modelaudit.engine import repair
 from modelaudit.errors import ConfigError, OutputError, TooFewImagesError
 from modelaudit.progress import NoProgress
@@ -287,10 +287,31 @@ def test_the_file_gives_the_logits_of_the_model(
         assert torch.equal(net.eval()(x), done.module()(x))
     assert record["method"] == "cut"
     assert record["input_sha256"] == done.report.suspect.sha256
+    assert record["trained_against"] == []
+    assert record["earlier"] is None
+    chosen = next(a for a in done.report.attempts if a.is_chosen)
+    assert chosen.verdict is not None
+    assert record["rescan"] == {
+        "verdict": chosen.verdict.verdict,
+        "reason_code": chosen.verdict.reason_code,
+    }
     other = tmp_path / "other.safetensors"
     other.write_bytes(run_repair(paths, method="leave").encoded().data)
     with pytest.raises(OutputError, match="does not give the repaired model's logits"):
         done.check(other)
+
+
+def test_a_model_that_was_repaired_before_says_so(
+    paths: tuple[Path, Path], tmp_path: Path
+) -> None:
+    before = {
+        "method": "leave",
+        "input_sha256": "0" * 64,
+        "rescan": {"verdict": "clean", "reason_code": "MA-V001"},
+    }
+    path = tmp_path / "once.safetensors"
+    path.write_bytes(encode_safetensors(trained(PER_FOLDER).state_dict(), record=before))
+    assert run_repair((path, paths[1]), method="cut").record["earlier"] == before
 
 
 def test_the_container_of_the_input_can_be_kept(paths: tuple[Path, Path], tmp_path: Path) -> None:

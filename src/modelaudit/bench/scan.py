@@ -26,7 +26,7 @@ from modelaudit.engine.scan import audit
 from modelaudit.errors import ModelAuditError
 from modelaudit.progress import NoProgress
 from modelaudit.registry import Registry
-from modelaudit.report.json import outcome_record
+from modelaudit.report.json import outcome_record, plain
 from modelaudit.results import FailedScan
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from modelaudit.bench.cards import ModelCard
     from modelaudit.bench.selection import Selection
     from modelaudit.repairs import Repair
-    from modelaudit.results import ScanOutcome
+    from modelaudit.results import Json, ScanOutcome
     from modelaudit.scanners.base import Scanner
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def method_sha256(method: Scanner[Any] | Repair[Any]) -> str:
 
 def _outcomes(
     request: engine.ScanRequest, scanners: Sequence[Scanner[Any]]
-) -> tuple[list[ScanOutcome], list[str], list[str]]:
+) -> tuple[list[ScanOutcome], list[str], list[Json]]:
     """Return an outcome for each scanner, the obstacles, and the obstacles to ``clean``."""
     stopwatch, progress = Stopwatch(), NoProgress()
     try:
@@ -206,5 +206,5 @@ def _outcomes(
     return (
         [found[scanner.full_id] for scanner in scanners],
         list(opened.obstacles),
-        list(opened.obstacles_to_clean),
+        [plain(o) for o in opened.obstacles_to_clean],
     )

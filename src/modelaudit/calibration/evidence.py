@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 
 from modelaudit.calibration.circumstances import Circumstances
 from modelaudit.errors import ConfigError
-from modelaudit.report.json import outcome_from_record, outcome_record
+from modelaudit.report.json import (
+    obstacle_from_record,
+    outcome_from_record,
+    outcome_record,
+    plain,
+)
 from modelaudit.results import SkippedScan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from modelaudit.results import Json, ScanOutcome
+    from modelaudit.results import Json, Obstacle, ScanOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +55,7 @@ class ScannedModel:
     target: int | None = None
     gate_passed: bool | None = None
     obstacles: tuple[str, ...] = ()
-    obstacles_to_clean: tuple[str, ...] = ()
+    obstacles_to_clean: tuple[Obstacle, ...] = ()
     clean_set: str = ""
     checkpoint_sha256: str = ""
     clean_set_sha256: str = ""
@@ -125,7 +130,7 @@ def rows_of(model: ScannedModel) -> list[dict[str, Json]]:
             "has_labels": seen.has_labels,
         },
         "obstacles": list(model.obstacles),
-        "obstacles_to_clean": list(model.obstacles_to_clean),
+        "obstacles_to_clean": [plain(o) for o in model.obstacles_to_clean],
         "hardware": {"cpu": model.hardware},
         "versions": dict(model.versions),
     }
@@ -175,7 +180,7 @@ def _model(rows: list[Mapping[str, Json]]) -> ScannedModel:
         target=None if truth.get("target") is None else _whole(truth["target"]),
         gate_passed=None if truth.get("gate_passed") is None else bool(truth["gate_passed"]),
         obstacles=_strings(first.get("obstacles")),
-        obstacles_to_clean=_strings(first.get("obstacles_to_clean")),
+        obstacles_to_clean=_obstacles(first.get("obstacles_to_clean")),
         clean_set=str(clean_set["name"]),
         checkpoint_sha256=str(_part(first, "key")["checkpoint_sha256"]),
         clean_set_sha256=str(_part(first, "key")["clean_set_sha256"]),
@@ -203,6 +208,14 @@ def _strings(value: Json) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise TypeError(f"expected a list, got {value!r}")
     return tuple(map(str, value))
+
+
+def _obstacles(value: Json) -> tuple[Obstacle, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"expected a list, got {value!r}")
+    return tuple(map(obstacle_from_record, value))
 
 
 def _whole(value: Json) -> int:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from modelaudit.checkpoint._reader import read_checkpoint
-from modelaudit.checkpoint._types import DEFAULT_LIMITS, Checkpoint, Limits
+from modelaudit.checkpoint._types import DEFAULT_LIMITS, Checkpoint, Limits, RepairClaim
 from modelaudit.results import StaticFinding
 
-__all__ = ["DEFAULT_LIMITS", "Checkpoint", "Limits", "StaticFinding", "read_checkpoint"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Checkpoint",
+    "Limits",
+    "RepairClaim",
+    "StaticFinding",
+    "read_checkpoint",
+]

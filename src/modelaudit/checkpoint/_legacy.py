@@ -60,6 +60,7 @@ def _parse(data: memoryview, label: str, name: str, limits: Limits) -> Parsed:
         storages=storages,
         is_big_endian=system.value.get("little_endian") is False,
         findings=tuple(walked.findings),
+        attached=tuple(walked.attached),
     )
 
 
@@ -154,4 +155,5 @@ def read_bare_pickle(source: Source, limits: Limits, *, is_certain: bool) -> Par
         storages=storages,
         is_big_endian=True in orders,
         findings=tuple(walked.findings),
+        attached=tuple(walked.attached),
     )

@@ -6,6 +6,7 @@ import logging
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from modelaudit.checkpoint._claim import read_claim
 from modelaudit.checkpoint._formats import identify
 from modelaudit.checkpoint._legacy import read_bare_pickle, read_legacy
 from modelaudit.checkpoint._safetensors import read_safetensors
@@ -68,6 +69,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LI
         stripped_prefix=found.prefix,
         ignored_keys=tuple(found.ignored),
         findings=parsed.findings,
+        repair=read_claim(parsed),
     )
 
 

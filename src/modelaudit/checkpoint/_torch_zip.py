@@ -66,6 +66,7 @@ def read_torch_zip(source: Source, limits: Limits) -> Parsed:
         storages=storages,
         is_big_endian=_is_big_endian(archive, prefix),
         findings=(*walked.findings, *findings),
+        attached=tuple(walked.attached),
     )
 
 

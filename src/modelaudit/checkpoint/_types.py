@@ -64,6 +64,23 @@ DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepairClaim:
+    """What a file says of the repair that it comes from. Untrusted text.
+
+    Attributes:
+        method: repairs in it, in order.
+        input_sha256: of the file that was repaired.
+        verdict: of the re-scan that the repair made; empty where the record does not say.
+        reason_code: of that verdict, likewise.
+    """
+
+    method: str
+    input_sha256: str = ""
+    verdict: str = ""
+    reason_code: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """An untrusted file, read within limits; nothing of it was imported, called or executed.
 
@@ -80,6 +97,7 @@ class Checkpoint:
         stripped_prefix: wrapper prefix removed from every key, such as ``"module."``; None if none.
         ignored_keys: dotted keys of the file that are not part of the weights.
         findings: what was noticed, in the order of the file.
+        repair: what the file says of the repair that it comes from; None if nothing.
     """
 
     path: str
@@ -91,3 +109,4 @@ class Checkpoint:
     stripped_prefix: str | None = None
     ignored_keys: tuple[str, ...] = ()
     findings: tuple[StaticFinding, ...] = ()
+    repair: RepairClaim | None = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from safetensors.torch import save as save_safetensors
 
+from modelaudit.checkpoint._claim import RECORD_KEY
 from modelaudit.checkpoint._formats import identify
 from modelaudit.checkpoint._legacy import read_legacy
 from modelaudit.checkpoint._safetensors import read_safetensors
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from modelaudit.checkpoint._types import Limits
     from modelaudit.checkpoint._values import Parsed
 
-#: Key of the record that says what was done to the weights.
-RECORD_KEY: Final = "modelaudit_repair"
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _MAX_VALUES: Final = 1_000_000
 _HOW_ELSE: Final = "leave --keep-format away to write safetensors"

@@ -10,9 +10,10 @@ import torch
 
 from modelaudit import architectures, checkpoint, cleanset
 from modelaudit import fit as fitting
+from modelaudit.engine.provenance import repair_notes, repair_obstacles
 from modelaudit.errors import DataError, FitError, TooFewImagesError
 from modelaudit.registry import Registry
-from modelaudit.results import CleanSetRecord, LoadRecord, SuspectRecord
+from modelaudit.results import CleanSetRecord, LoadRecord, Obstacle, SuspectRecord
 from modelaudit.scanners.base import CleanImages
 from modelaudit.suspect import Suspect
 
@@ -35,6 +36,12 @@ MIN_PER_CLASS = 5
 #: Largest difference between the channels of a grey pixel, two steps and half of one for rounding;
 #: a grey picture that was stored as a colour one comes back a little off.
 _GREY = 2.5 / 255
+
+_OPEN_PREPROCESSING = Obstacle(
+    reason_code="MA-V507",
+    reason="this model's preprocessing cannot be told from unlabelled images; give --preprocess",
+    next_step="give what is missing, then scan again",
+)
 
 
 @dataclass(slots=True)
@@ -82,7 +89,7 @@ class Opened:
     load_record: LoadRecord
     static_findings: tuple[StaticFinding, ...]
     obstacles: tuple[str, ...]
-    obstacles_to_clean: tuple[str, ...]
+    obstacles_to_clean: tuple[Obstacle, ...]
     is_fit: bool
     notes: tuple[str, ...]
 
@@ -175,13 +182,17 @@ def open_suspect(request: ScanRequest, *, progress: Progress, stopwatch: Stopwat
         ),
         static_findings=read.findings,
         obstacles=_obstacles(too_few, fit),
-        obstacles_to_clean=()
-        if fit.preprocessing_is_certain
-        else (
-            "this model's preprocessing cannot be told from unlabelled images; give --preprocess",
+        obstacles_to_clean=(
+            *(() if fit.preprocessing_is_certain else (_OPEN_PREPROCESSING,)),
+            *repair_obstacles(read.repair),
         ),
         is_fit=fit.passes_gate,
-        notes=(*fit.candidate.notes, *fit.notes, *_colourless(images)),
+        notes=(
+            *fit.candidate.notes,
+            *fit.notes,
+            *_colourless(images),
+            *repair_notes(read.repair),
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from modelaudit.engine.attempt import attempt
 from modelaudit.engine.budget import cost_sentence, judge, refusal_sentence
 from modelaudit.engine.components import build_repair, build_scanners
 from modelaudit.engine.intake import Stopwatch, open_suspect
+from modelaudit.engine.provenance import record_of
 from modelaudit.engine.repair_images import repair_images
 from modelaudit.engine.repaired import Repaired
 from modelaudit.engine.scan import audit
@@ -201,7 +202,7 @@ def _conclude(
     return Repaired(
         report=report,
         tensors=chosen.tensors if is_written and chosen is not None else None,
-        record={} if chosen is None else _provenance(report, chosen),
+        record={} if chosen is None else record_of(report, chosen, opened.read.repair),
         opened=opened,
         request=request,
     )
@@ -328,27 +329,3 @@ def _total(base: RepairReport, records: Sequence[Any], stopwatch: Stopwatch) -> 
         forward_backward=sum(cost.forward_backward for cost in costs),
         seconds=sum(stopwatch.seconds.values()),
     )
-
-
-def _provenance(report: RepairReport, chosen: Attempt) -> dict[str, object]:
-    """Return what the written file says of itself: every repair in it, in order."""
-    last = chosen.record
-    return {
-        "input_sha256": report.suspect.sha256,
-        "method": last.chain,
-        "steps": [
-            {
-                "method": step.id,
-                "version": step.version,
-                "config": {
-                    k: list(v) if isinstance(v, tuple) else v for k, v in step.config.items()
-                },
-                "seed": step.seed,
-                "pruned_neurons": step.pruned_neurons,
-            }
-            for step in chosen.steps
-        ],
-        "seed": report.seed,
-        "pruned_neurons": sum(step.pruned_neurons for step in chosen.steps),
-        "versions": dict(report.versions),
-    }

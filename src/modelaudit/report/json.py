@@ -22,6 +22,7 @@ from modelaudit.results import (
     Cost,
     FailedScan,
     Finding,
+    Obstacle,
     Pattern,
     ScannerResult,
     SkippedScan,
@@ -149,6 +150,18 @@ def outcome_from_record(row: Mapping[str, Json]) -> ScanOutcome:
         return cls(**values)  # type: ignore[arg-type]  # raises where a field is missing
     except (TypeError, ValueError) as err:
         raise ConfigError(f"expected the record of a scanner, found {err!r}") from err
+
+
+def obstacle_from_record(value: Json) -> Obstacle:
+    """Return the obstacle to ``clean`` of which `plain` made a record.
+
+    Raises:
+        ConfigError: this is no such record.
+    """
+    names = [f.name for f in dataclasses.fields(Obstacle)]
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in names):
+        raise ConfigError(f"expected an obstacle with {', '.join(names)}, got {value!r}")
+    return Obstacle(**{name: str(value[name]) for name in names})
 
 
 def _number(value: Json) -> float | None:

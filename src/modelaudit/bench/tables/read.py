@@ -9,7 +9,7 @@ from modelaudit.bench.plan import POPULATIONS
 from modelaudit.bench.tables.rows import CleanSetFacts, ModelFacts, RepairRow, ScanRow, Truth
 from modelaudit.engine.effects import WORKS_FROM
 from modelaudit.errors import ConfigError
-from modelaudit.report.json import outcome_from_record
+from modelaudit.report.json import obstacle_from_record, outcome_from_record
 from modelaudit.results import ScannerResult
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _scan(record: Mapping[str, Any], where: str) -> ScanRow:
     hardware = record.get("hardware") or {}
     try:
         outcome = outcome_from_record(record)
+        obstacles = tuple(map(obstacle_from_record, record.get("obstacles_to_clean") or ()))
     except ConfigError as err:
         raise ConfigError(f"{where}: {err}") from err
     return ScanRow(
@@ -102,7 +103,7 @@ def _scan(record: Mapping[str, Any], where: str) -> ScanRow:
             degradation=images.get("degradation"),
         ),
         obstacles=tuple(record.get("obstacles") or ()),
-        obstacles_to_clean=tuple(record.get("obstacles_to_clean") or ()),
+        obstacles_to_clean=obstacles,
         outcome=outcome,
         hardware=(
             f"{hardware.get('cpu', 'unknown processor')}, device {hardware.get('device', 'cpu')}, "

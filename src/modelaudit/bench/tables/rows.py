@@ -10,7 +10,7 @@ from modelaudit.results import ScannerResult
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from modelaudit.results import ScanOutcome
+    from modelaudit.results import Obstacle, ScanOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ class ScanRow:
     truth: Truth
     clean_set: CleanSetFacts
     obstacles: tuple[str, ...]
-    obstacles_to_clean: tuple[str, ...]
+    obstacles_to_clean: tuple[Obstacle, ...]
     outcome: ScanOutcome
     hardware: str
     record: Mapping[str, Any]
