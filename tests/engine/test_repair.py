@@ -301,9 +301,7 @@ def test_the_file_gives_the_logits_of_the_model(
         done.check(other)
 
 
-def test_a_model_that_was_repaired_before_says_so(
-    paths: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_model_that_was_repaired_before_says_so(paths: tuple[Path, Path], tmp_path: Path) -> None:
     before = {
         "method": "leave",
         "input_sha256": "0" * 64,

@@ -12,25 +12,26 @@ from modelaudit.results import Obstacle, Verdict
 from modelaudit.text import escape_untrusted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from modelaudit.checkpoint import RepairClaim
-    from modelaudit.engine.attempt import Attempt
-    from modelaudit.repair_results import RepairReport
+    from modelaudit.repair_results import RepairAttempt, RepairReport
 
 _SHOWN = 60
 _DIGITS = 12
 
 
 def record_of(
-    report: RepairReport, chosen: Attempt, earlier: RepairClaim | None
+    report: RepairReport, steps: Sequence[RepairAttempt], earlier: RepairClaim | None
 ) -> dict[str, object]:
     """Return what the written file says of itself: every repair in it, in order.
 
     Args:
         report: of the repair.
-        chosen: the attempt that is written.
+        steps: the repairs in the model that is written; the last is its attempt.
         earlier: what the repaired file itself said of a repair before.
     """
-    last = chosen.record
+    last = steps[-1]
     verdict = last.verdict
     return {
         "input_sha256": report.suspect.sha256,
@@ -45,10 +46,10 @@ def record_of(
                 "seed": step.seed,
                 "pruned_neurons": step.pruned_neurons,
             }
-            for step in chosen.steps
+            for step in steps
         ],
         "seed": report.seed,
-        "pruned_neurons": sum(step.pruned_neurons for step in chosen.steps),
+        "pruned_neurons": sum(step.pruned_neurons for step in steps),
         "trained_against": list(last.trained_against),
         "rescan": None
         if verdict is None

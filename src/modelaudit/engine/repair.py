@@ -202,7 +202,7 @@ def _conclude(
     return Repaired(
         report=report,
         tensors=chosen.tensors if is_written and chosen is not None else None,
-        record={} if chosen is None else record_of(report, chosen, opened.read.repair),
+        record={} if chosen is None else record_of(report, chosen.steps, opened.read.repair),
         opened=opened,
         request=request,
     )
