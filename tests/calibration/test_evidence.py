@@ -8,7 +8,7 @@ import pytest
 
 from modelaudit.calibration import models_of, rows_of
 from modelaudit.errors import ConfigError
-from modelaudit.results import FailedScan, Finding, Pattern, SkippedScan
+from modelaudit.results import FailedScan, Finding, Obstacle, Pattern, SkippedScan
 from tests.helpers.calibration import attacked_model, clean_models, model, outcomes, result
 
 OUTCOMES = (
@@ -26,6 +26,8 @@ OUTCOMES = (
     FailedScan(id="mm_bd", error="RuntimeError: broken", is_calibrated=False),
 )
 
+OPEN = Obstacle(reason_code="MA-V507", reason="preprocessing is open", next_step="give it")
+
 
 def rows(*changes: Any) -> list[dict[str, Any]]:
     """Return rows as JSON gives them back."""
@@ -37,7 +39,8 @@ def rows(*changes: Any) -> list[dict[str, Any]]:
 
 
 def test_a_model_survives_its_rows() -> None:
-    for each in (model("one", OUTCOMES), attacked_model(), *clean_models(2)):
+    hindered = model("two", OUTCOMES, obstacles=("few images",), obstacles_to_clean=(OPEN,))
+    for each in (model("one", OUTCOMES), hindered, attacked_model(), *clean_models(2)):
         assert models_of(json.loads(json.dumps(rows_of(each)))) == (each,)
 
 
@@ -116,6 +119,24 @@ def test_a_row_without_a_part_is_refused(gone: str, said: str) -> None:
     del found[0][gone]
     with pytest.raises(ConfigError, match=f"row 1 is no row .*{said}"):
         models_of(found, population="A" if gone == "model" else None)
+
+
+@pytest.mark.parametrize(
+    ("obstacles", "said"),
+    [
+        ("text", "expected a list, got 'text'"),
+        (["text"], "expected an obstacle with reason_code, reason, next_step, got 'text'"),
+        ([{"reason_code": "MA-V507", "reason": "open"}], "expected an obstacle with"),
+        ([{"reason_code": 507, "reason": "open", "next_step": ""}], "expected an obstacle with"),
+    ],
+)
+def test_obstacles_that_are_none_are_refused_by_the_rows_number(obstacles: Any, said: str) -> None:
+    found = rows()
+    found[1]["obstacles_to_clean"] = obstacles
+    with pytest.raises(ConfigError) as caught:
+        models_of(found)
+    assert str(caught.value).startswith("row 2 is no row of `modelaudit bench scan`: ")
+    assert said in str(caught.value)
 
 
 def test_an_unknown_outcome_is_refused() -> None:

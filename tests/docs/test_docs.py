@@ -114,6 +114,18 @@ def test_every_table_says_what_the_code_says(name: str) -> None:
     assert docs.filled(TEXTS[name]) == TEXTS[name], "run: python -m tests.helpers.docs"
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_marker_of_a_table_is_understood(name: str) -> None:
+    text = TEXTS[name]
+    found = [*docs.TABLE.finditer(text), *docs.MEASURED.finditer(text)]
+    assert len(found) == len(re.findall(r"^<!-- (?:table|measured):", text, re.MULTILINE))
+
+
+def test_a_measured_table_without_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected rows of 'B, al' in the table 'naming'"):
+        docs.filled("<!-- measured: naming of B, al -->\n")
+
+
 @pytest.mark.parametrize("id_", SCANNERS)
 def test_every_scanner_and_variant_has_its_tables_on_its_page(id_: str) -> None:
     text = TEXTS[f"docs/scanners/{id_}.md"]

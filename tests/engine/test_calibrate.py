@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from modelaudit.checkpoint.write import encode_safetensors
 from modelaudit.engine import ScanRequest
 from modelaudit.engine.calibrate import calibrate, checkpoints_in
 from modelaudit.errors import ConfigError
@@ -109,9 +110,13 @@ def test_unusable_files_are_listed_and_passed_over(
     (tmp_path / "copy.pt").write_bytes((tmp_path / "m0.pt").read_bytes())
     (tmp_path / "notes.txt").write_text("no model")
     (tmp_path / ".hidden").write_text("not looked at")
+    record = {"method": "cut", "input_sha256": "0" * 64}
+    repaired = encode_safetensors(trained(PER_FOLDER).state_dict(), record=record)
+    (tmp_path / "repaired.safetensors").write_bytes(repaired)
     (tmp_path / "folder").mkdir()
     done = run(template, folder=tmp_path, known={m.checkpoint_sha256: m for m in kept})
-    assert [name for name, _ in done.left_out] == ["m0.pt", "notes.txt"]
+    assert [name for name, _ in done.left_out] == ["m0.pt", "notes.txt", "repaired.safetensors"]
+    assert done.left_out[2][1].startswith("the file says that modelaudit repaired it, and")
     assert done.left_out[0][1] == "the same file as copy.pt"
     assert len(done.populations[0].clean) == MODELS
 

@@ -1,7 +1,8 @@
-"""What a repaired file says of itself warns a reader; it clears and accuses nobody."""
+"""What a repaired file says of itself warns a reader; it accuses and clears nobody."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,9 +11,21 @@ from modelaudit.checkpoint import RepairClaim
 from modelaudit.checkpoint.write import encode_safetensors
 from modelaudit.engine import ScanRequest
 from modelaudit.engine.intake import Stopwatch, open_suspect
-from modelaudit.engine.provenance import repair_notes, repair_obstacles
+from modelaudit.engine.provenance import of_the_model, record_of, repair_notes, repair_obstacles
+from modelaudit.engine.scan import scan
 from modelaudit.progress import NoProgress
-from tests.helpers.engine import HALF, SIDE, trained, write_data
+from modelaudit.repair_results import RepairAttempt
+from modelaudit.results import Obstacle, Verdict, VerdictRecord
+from tests.helpers.engine import (
+    HALF,
+    SIDE,
+    install,
+    loud,
+    scanner_class,
+    trained,
+    write_data,
+)
+from tests.helpers.repair_reports import repaired
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,11 +33,12 @@ if TYPE_CHECKING:
 CLAIM = RepairClaim(
     method="unlearn_triggers",
     input_sha256="0123456789abcdef" * 4,
-    verdict="inconclusive",
+    verdict=Verdict.INCONCLUSIVE,
     reason_code="MA-V512",
+    trained_against=("mbns",),
 )
 SAID = (
-    "the file says that modelaudit repaired it by unlearn_triggers from a file of SHA-256 "
+    "the file says that modelaudit repaired it by 'unlearn_triggers', from a file of SHA-256 "
     "0123456789ab..., with a re-scan that was inconclusive (MA-V512)"
 )
 
@@ -36,42 +50,108 @@ def test_a_file_without_a_claim_has_neither_note_nor_obstacle() -> None:
 def test_a_claim_is_a_note_and_an_obstacle_to_clean() -> None:
     (note,) = repair_notes(CLAIM)
     (obstacle,) = repair_obstacles(CLAIM)
-    assert note.startswith(f"{SAID}; ")
+    assert note.startswith(f"{SAID}. Anybody can write that: what is found here counts, ")
+    assert note.endswith("trained against what mbns looks for, whose silence shows little")
     assert obstacle.reason.startswith(f"{SAID}: ")
     assert obstacle.reason_code == "MA-V513"
 
 
-def test_a_clean_re_scan_is_no_obstacle() -> None:
-    claim = RepairClaim(method="prune_mbns", verdict="clean", reason_code="MA-V002")
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (Verdict.CLEAN, "with a re-scan that was clean (MA-V512). "),
+        (None, "and does not say how the re-scan ended. "),
+    ],
+)
+def test_a_re_scan_that_was_not_unclean_is_no_obstacle(verdict: Verdict | None, said: str) -> None:
+    claim = replace(CLAIM, verdict=verdict, trained_against=())
     assert repair_obstacles(claim) == ()
-    assert "with a re-scan that was clean (MA-V002)" in repair_notes(claim)[0]
-
-
-@pytest.mark.parametrize("verdict", ["", "CLEAN", "clean "])
-def test_a_claim_that_does_not_say_clean_is_an_obstacle(verdict: str) -> None:
-    (obstacle,) = repair_obstacles(RepairClaim(method="m", verdict=verdict))
-    assert ("does not say how" in obstacle.reason) is (verdict == "")
-
-
-def test_a_strangers_text_is_escaped_and_cut() -> None:
-    claim = RepairClaim(method="\x1b[31m" + "m" * 150, input_sha256="\n" * 60, verdict="\u202e")
     (note,) = repair_notes(claim)
-    assert note.isprintable()
-    assert "m" * 61 not in note
+    assert said in note
+    assert "trained against" not in note
+
+
+def test_a_model_made_from_the_file_has_its_own_obstacles_alone() -> None:
+    own = Obstacle(reason_code="MA-V507", reason="preprocessing is open", next_step="give it")
+    assert of_the_model((own, *repair_obstacles(CLAIM))) == (own,)
+
+
+def test_the_record_names_every_repair_its_re_scan_and_the_one_before() -> None:
+    verdict = VerdictRecord(verdict=Verdict.CLEAN, reason_code="MA-V002", reason="")
+    first = RepairAttempt(id="part", version="1", seed=3, config={"layers": (1, 2)})
+    last = RepairAttempt(
+        id="tune",
+        version="2",
+        goes_on_from=("part",),
+        pruned=(("conv", (4, 5)),),
+        trained_against=("mbns", "watch"),
+        verdict=verdict,
+    )
+    record = record_of(repaired(), (first, last), CLAIM)
+    assert record["method"] == "part, then tune"
+    assert record["trained_against"] == ["mbns", "watch"]
+    assert record["rescan"] == {"verdict": "clean", "reason_code": "MA-V002"}
+    assert record["pruned_neurons"] == 2
+    assert record["steps"] == [
+        {"method": "part", "version": "1", "config": {"layers": [1, 2]}, "seed": 3}
+        | {"pruned_neurons": 0},
+        {"method": "tune", "version": "2", "config": {}, "seed": 0, "pruned_neurons": 2},
+    ]
+    assert record["earlier"] == {
+        "method": "unlearn_triggers",
+        "input_sha256": CLAIM.input_sha256,
+        "rescan": {"verdict": "inconclusive", "reason_code": "MA-V512"},
+        "trained_against": ["mbns"],
+    }
+
+
+def test_a_record_without_a_re_scan_says_null() -> None:
+    before = replace(CLAIM, verdict=None, reason_code="")
+    record = record_of(repaired(), (RepairAttempt(id="part"),), before)
+    assert record["rescan"] is None
+    assert isinstance(record["earlier"], dict)
+    assert record["earlier"]["rescan"] is None
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "clean", 25)
+
+
+def request_of(tmp_path: Path, data: Path, verdict: str) -> ScanRequest:
+    record = {
+        "method": "cut",
+        "input_sha256": CLAIM.input_sha256,
+        "rescan": {"verdict": verdict, "reason_code": "MA-V512"},
+    }
+    path = tmp_path / "repaired.safetensors"
+    path.write_bytes(encode_safetensors(trained(25).state_dict(), record=record))
+    return ScanRequest(checkpoint=path, data=data, preprocessing=HALF, input_size=SIDE)
 
 
 @pytest.mark.parametrize("verdict", ["clean", "inconclusive", "backdoored"])
-def test_a_scan_of_a_repaired_file_says_so(tmp_path: Path, verdict: str) -> None:
-    record = {"method": "cut", "rescan": {"verdict": verdict, "reason_code": "MA-V001"}}
-    path = tmp_path / "repaired.safetensors"
-    path.write_bytes(encode_safetensors(trained(8).state_dict(), record=record))
-    request = ScanRequest(
-        checkpoint=path,
-        data=write_data(tmp_path / "clean", 8),
-        preprocessing=HALF,
-        input_size=SIDE,
-    )
+def test_an_opened_file_has_its_claims_note_and_obstacle(
+    tmp_path: Path, data: Path, verdict: str
+) -> None:
+    request = request_of(tmp_path, data, verdict)
     opened = open_suspect(request, progress=NoProgress(), stopwatch=Stopwatch())
-    assert opened.notes[-1].startswith("the file says that modelaudit repaired it by cut, ")
+    assert opened.notes[-1].startswith("the file says that modelaudit repaired it by 'cut', ")
     codes = [obstacle.reason_code for obstacle in opened.obstacles_to_clean]
     assert codes == ([] if verdict == "clean" else ["MA-V513"])
+
+
+def test_a_scan_does_not_clear_what_the_repair_could_not(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("watch"), scanner_class("shout", loud))
+    ends = {}
+    for verdict in ("clean", "inconclusive"):
+        request = request_of(tmp_path, data, verdict)
+        ends[verdict] = scan(replace(request, scanners=("watch",)), progress=NoProgress())
+        accused = scan(replace(request, scanners=("shout",)), progress=NoProgress())
+        assert accused.verdict.verdict is Verdict.BACKDOORED
+    assert ends["clean"].verdict.verdict is Verdict.CLEAN
+    assert any("modelaudit repaired it by 'cut'" in note for note in ends["clean"].notes)
+    withheld = ends["inconclusive"].verdict
+    assert (withheld.verdict, withheld.reason_code) == (Verdict.INCONCLUSIVE, "MA-V513")
+    assert withheld.next_step.startswith("read the repair's report")

@@ -301,15 +301,22 @@ def test_the_file_gives_the_logits_of_the_model(
         done.check(other)
 
 
-def test_a_model_that_was_repaired_before_says_so(paths: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("verdict", ["clean", "inconclusive"])
+def test_a_model_that_was_repaired_before_is_judged_like_any_other_and_says_so(
+    paths: tuple[Path, Path], by_cut: Repaired, tmp_path: Path, verdict: str
+) -> None:
     before = {
         "method": "leave",
         "input_sha256": "0" * 64,
-        "rescan": {"verdict": "clean", "reason_code": "MA-V001"},
+        "rescan": {"verdict": verdict, "reason_code": "MA-V512"},
+        "trained_against": ["another"],
     }
     path = tmp_path / "once.safetensors"
     path.write_bytes(encode_safetensors(trained(PER_FOLDER).state_dict(), record=before))
-    assert run_repair((path, paths[1]), method="cut").record["earlier"] == before
+    twice = run_repair((path, paths[1]), method="cut")
+    assert twice.record["earlier"] == before
+    assert twice.record["trained_against"] == ["another"]
+    assert twice.record["rescan"] == by_cut.record["rescan"]
 
 
 def test_the_container_of_the_input_can_be_kept(paths: tuple[Path, Path], tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def models_of(
             if population is not None and _part(row, "model")["population"] != population:
                 continue
             outcome_from_record(row)
+            _strings(row.get("obstacles"))
+            _obstacles(row.get("obstacles_to_clean"))
             name = (key["checkpoint_sha256"], key["clean_set_sha256"], key["seed"])
             groups.setdefault((str(name[0]), str(name[1]), str(name[2])), []).append(row)
         except ConfigError as err:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from modelaudit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from modelaudit.results import StaticFinding
+    from modelaudit.results import StaticFinding, Verdict
     from modelaudit.weights import Weights
 
 _MIB = 1 << 20
@@ -65,19 +65,21 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairClaim:
-    """What a file says of the repair that it comes from. Untrusted text.
+    """What a file says of the repair that it comes from: of the form that we write, and untrusted.
 
     Attributes:
-        method: repairs in it, in order.
+        method: ids of the repairs in it, in order.
         input_sha256: of the file that was repaired.
-        verdict: of the re-scan that the repair made; empty where the record does not say.
-        reason_code: of that verdict, likewise.
+        verdict: of the re-scan that the repair made; None where the record does not say.
+        reason_code: of that verdict; empty likewise.
+        trained_against: ids of the scanners whose pushes the repair has trained against.
     """
 
     method: str
-    input_sha256: str = ""
-    verdict: str = ""
+    input_sha256: str
+    verdict: Verdict | None = None
     reason_code: str = ""
+    trained_against: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

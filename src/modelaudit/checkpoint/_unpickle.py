@@ -63,14 +63,15 @@ class Walk:
         end: offset after its STOP.
         storages: every storage it mentions, by key.
         findings: what it mentions that was not imported.
-        attached: what dicts would have got as attributes: torch's ``_metadata`` of a state dict.
+        attached: dicts, and what each would have got as attributes: torch's ``_metadata`` of a
+            state dict.
     """
 
     value: object = None
     end: int = 0
     storages: dict[str, StorageRef] = field(default_factory=dict)
     findings: list[StaticFinding] = field(default_factory=list)
-    attached: list[object] = field(default_factory=list)
+    attached: list[tuple[object, object]] = field(default_factory=list)
 
 
 def walk(
@@ -218,7 +219,7 @@ class _Machine(Stack):
         if isinstance(target, StandIn):
             target.state = state
         elif isinstance(target, dict):
-            self.walk.attached.append(state)
+            self.walk.attached.append((target, state))
 
     def refuse_call_of(self, reference: object, arguments: list[object]) -> None:
         raise self.refused_call(reference, tuple(arguments))

@@ -158,7 +158,7 @@ class Parsed:
         is_big_endian: byte order of the elements.
         metadata: plain text beside the weights.
         findings: what was noticed.
-        attached: attributes that dicts in it would have got.
+        attached: dicts in it, and the attributes that each would have got.
     """
 
     format: str
@@ -167,7 +167,7 @@ class Parsed:
     is_big_endian: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[StaticFinding, ...] = ()
-    attached: tuple[object, ...] = ()
+    attached: tuple[tuple[object, object], ...] = ()
 
 
 def contiguous_stride(size: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import torch
 
 from modelaudit import architectures
 from modelaudit.engine.effects import deciding, effects, leads_nowhere, noise_effects
+from modelaudit.engine.provenance import of_the_model
 from modelaudit.engine.rescan import (
     explained_traces,
     keeps_statistics,
@@ -159,7 +160,9 @@ def attempt(
     finally:
         stopwatch.lap(f"repair {repair.id}")
     tensors = as_in_file(made.module, opened)
-    against = [id_ for one in earlier for id_ in one.record.trained_against]
+    claim = opened.read.repair
+    against = [] if claim is None else list(claim.trained_against)
+    against += [id_ for one in earlier for id_ in one.record.trained_against]
     against += made.trained_against
     changed = replace(
         _record(made),
@@ -237,6 +240,7 @@ def _scanned_again(
         opened,
         suspect=after,
         clean=replace(opened.clean, predictions=after.predict(opened.clean.images)),
+        obstacles_to_clean=of_the_model(opened.obstacles_to_clean),
     )
     report = audit(repaired, scanners, request.scan, progress=progress, stopwatch=stopwatch)
     summary = ScanSummary.of(report)

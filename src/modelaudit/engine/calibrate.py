@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from modelaudit.progress import Progress
 
 _HASH_CHUNK = 1 << 20
+_REPAIRED = (
+    "the file says that modelaudit repaired it, and a population is of models that never were "
+    "backdoored"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +140,7 @@ def scan_clean_model(
         id=path.name,
         circumstances=circumstances(opened),
         outcomes=(*report.scanners, *report.skipped, *report.failed),
-        obstacles=opened.obstacles,
+        obstacles=(*opened.obstacles, *(() if opened.read.repair is None else (_REPAIRED,))),
         obstacles_to_clean=opened.obstacles_to_clean,
         clean_set=report.clean_set.path,
         checkpoint_sha256=report.suspect.sha256,

@@ -248,7 +248,7 @@ def _words(
             RepairOutcome.NOT_WRITTEN,
             "MA-R502",
             f"the scan accuses nothing to choose a repair by, and is not clean: {verdict.reason}",
-            "settle the scan first, or name a method",
+            f"settle the scan first ({verdict.next_step}), or name a method",
         )
     if chosen is None:
         return _refusal(attempts, request)

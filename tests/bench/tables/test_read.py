@@ -7,6 +7,7 @@ import pytest
 
 from modelaudit.bench.tables import read_rows
 from modelaudit.errors import ConfigError
+from modelaudit.results import Obstacle
 from tests.helpers.bench_rows import facts, nothing, repair_row, result, scan_rows, stand_in, write
 
 if TYPE_CHECKING:
@@ -103,6 +104,16 @@ def test_there_is_no_third_population(tmp_path: Path) -> None:
     rows = scan_rows(facts("a", population="../C"), nothing())
 
     with pytest.raises(ConfigError, match="expected 'population' to be one of"):
+        read_rows([write(tmp_path / "rows", rows)])
+
+
+def test_obstacles_to_clean_are_read(tmp_path: Path) -> None:
+    obstacle = {"reason_code": "MA-V507", "reason": "open", "next_step": "give it"}
+    rows = [row | {"obstacles_to_clean": [obstacle]} for row in scan_rows(facts("a"), nothing())]
+    scans, _ = read_rows([write(tmp_path / "rows", rows)])
+    assert {row.obstacles_to_clean for row in scans} == {(Obstacle(**obstacle),)}
+    rows[1]["obstacles_to_clean"] = [3]
+    with pytest.raises(ConfigError, match=r"rows.*: expected an obstacle with .*, got 3"):
         read_rows([write(tmp_path / "rows", rows)])
 
 

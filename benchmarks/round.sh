@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# One round of a plan within a time limit: train, scan, repair, tables. Run it again with the same FOLDER and it goes on.
+# usage: benchmarks/round.sh PLAN FOLDER DATA SECONDS [DEVICE]
+# SECONDS is for training; what is trained by then is scanned, repaired by `auto` and put into the tables. Commit FOLDER/cards and
+# the rows; the weights stay where they are.
+set -euo pipefail
+if [ $# -lt 4 ]; then
+    sed -n 2,5p "$0" >&2
+    exit 2
+fi
+plan=$1 folder=$2 data=$3 seconds=$4 device=${5:-auto}
+status=0
+timeout --signal=INT "$seconds" \
+    modelaudit bench train --plan "$plan" --out "$folder" --data "$data" --device "$device" || status=$?
+case $status in
+    0 | 5) ;;        # all trained, or some failed: their cards say why
+    124 | 130) ;;    # out of time: the next round goes on after the last finished epoch
+    *) exit "$status" ;;
+esac
+modelaudit bench scan --models "$folder" --data "$data" --out "$folder/rows.jsonl" --paper-code --device "$device"
+modelaudit bench repair --models "$folder" --data "$data" --out "$folder/repairs.jsonl" --method auto --device "$device"
+modelaudit bench tables "$folder/rows.jsonl" "$folder/repairs.jsonl" --cards "$folder/cards" --out "$folder/tables"
