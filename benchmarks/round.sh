@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One round of a plan within a time limit: train, scan, repair, tables. Run it again with the same FOLDER and it goes on.
+# One round of a plan: train for so many seconds, then scan, repair, tables. Run it again with the same FOLDER and it goes on.
 # usage: benchmarks/round.sh PLAN FOLDER DATA SECONDS [DEVICE]
-# SECONDS is for training; what is trained by then is scanned, repaired by `auto` and put into the tables. Commit FOLDER/cards and
-# the rows; the weights stay where they are.
+# SECONDS is for training; what is trained by then is scanned, repaired by `auto` and put into the tables, which takes minutes a
+# model more and can be stopped and run again likewise. Commit FOLDER/cards and the rows; the weights stay where they are.
 set -euo pipefail
 if [ $# -lt 4 ]; then
     sed -n 2,5p "$0" >&2
@@ -10,7 +10,7 @@ if [ $# -lt 4 ]; then
 fi
 plan=$1 folder=$2 data=$3 seconds=$4 device=${5:-auto}
 status=0
-timeout --signal=INT "$seconds" \
+timeout --foreground --signal=INT --kill-after=60 "$seconds" \
     modelaudit bench train --plan "$plan" --out "$folder" --data "$data" --device "$device" || status=$?
 case $status in
     0 | 5) ;;        # all trained, or some failed: their cards say why

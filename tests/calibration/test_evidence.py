@@ -124,7 +124,9 @@ def test_a_row_without_a_part_is_refused(gone: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("obstacles", "said"),
     [
-        ("text", "expected a list, got 'text'"),
+        ("text", "expected a list of obstacles, got 'text'"),
+        (3, "expected a list of obstacles, got 3"),
+        ({}, "expected a list of obstacles, got {}"),
         (["text"], "expected an obstacle with reason_code, reason, next_step, got 'text'"),
         ([{"reason_code": "MA-V507", "reason": "open"}], "expected an obstacle with"),
         ([{"reason_code": 507, "reason": "open", "next_step": ""}], "expected an obstacle with"),

@@ -243,6 +243,8 @@ FIELDS: dict[str, dict[str, object]] = {
     "re-scan of another type": {"rescan": ["clean"]},
     "sentence for a verdict": {"rescan": {"verdict": "clean indeed", "reason_code": "MA-V001"}},
     "list for a verdict": {"rescan": {"verdict": ["clean"], "reason_code": "MA-V001"}},
+    "status for a verdict": {"rescan": {"verdict": "usage", "reason_code": "MA-V001"}},
+    "code of another kind": {"rescan": {"verdict": "clean", "reason_code": "MA-R001"}},
     "sentence for a code": {"rescan": {"verdict": "clean", "reason_code": "safe to deploy"}},
     "text for scanners": {"trained_against": "mbns"},
     "sentence for a scanner": {"trained_against": ["mbns", "and nothing else"]},

@@ -116,7 +116,7 @@ def test_unusable_files_are_listed_and_passed_over(
     (tmp_path / "folder").mkdir()
     done = run(template, folder=tmp_path, known={m.checkpoint_sha256: m for m in kept})
     assert [name for name, _ in done.left_out] == ["m0.pt", "notes.txt", "repaired.safetensors"]
-    assert done.left_out[2][1].startswith("the file says that modelaudit repaired it, and")
+    assert done.left_out[2][1].endswith("says that modelaudit repaired it; leave it out")
     assert done.left_out[0][1] == "the same file as copy.pt"
     assert len(done.populations[0].clean) == MODELS
 

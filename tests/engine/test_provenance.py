@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
-from modelaudit.checkpoint import RepairClaim
+from modelaudit.checkpoint import RepairClaim, read_checkpoint
 from modelaudit.checkpoint.write import encode_safetensors
 from modelaudit.engine import ScanRequest
 from modelaudit.engine.intake import Stopwatch, open_suspect
@@ -103,6 +104,22 @@ def test_the_record_names_every_repair_its_re_scan_and_the_one_before() -> None:
         "rescan": {"verdict": "inconclusive", "reason_code": "MA-V512"},
         "trained_against": ["mbns"],
     }
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    verdict = VerdictRecord(verdict=Verdict.BACKDOORED, reason_code="MA-V104", reason="")
+    ids = ("part", "my-repair@other-form", *(f"tune{i}" for i in range(6)))
+    last = RepairAttempt(id="last", goes_on_from=ids, trained_against=("mbns",), verdict=verdict)
+    path = tmp_path / "repaired.safetensors"
+    record = record_of(repaired(), (last,), CLAIM)
+    path.write_bytes(encode_safetensors({"weight": torch.ones(3)}, record=record))
+    assert read_checkpoint(path).repair == RepairClaim(
+        method=", then ".join((*ids, "last")),
+        input_sha256=repaired().suspect.sha256,
+        verdict=Verdict.BACKDOORED,
+        reason_code="MA-V104",
+        trained_against=("mbns",),
+    )
 
 
 def test_a_record_without_a_re_scan_says_null() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from modelaudit.calibration.circumstances import Circumstances
 from modelaudit.errors import ConfigError
 from modelaudit.report.json import (
-    obstacle_from_record,
+    obstacles_from_record,
     outcome_from_record,
     outcome_record,
     plain,
@@ -96,7 +96,7 @@ def models_of(
                 continue
             outcome_from_record(row)
             _strings(row.get("obstacles"))
-            _obstacles(row.get("obstacles_to_clean"))
+            obstacles_from_record(row.get("obstacles_to_clean"))
             name = (key["checkpoint_sha256"], key["clean_set_sha256"], key["seed"])
             groups.setdefault((str(name[0]), str(name[1]), str(name[2])), []).append(row)
         except ConfigError as err:
@@ -182,7 +182,7 @@ def _model(rows: list[Mapping[str, Json]]) -> ScannedModel:
         target=None if truth.get("target") is None else _whole(truth["target"]),
         gate_passed=None if truth.get("gate_passed") is None else bool(truth["gate_passed"]),
         obstacles=_strings(first.get("obstacles")),
-        obstacles_to_clean=_obstacles(first.get("obstacles_to_clean")),
+        obstacles_to_clean=obstacles_from_record(first.get("obstacles_to_clean")),
         clean_set=str(clean_set["name"]),
         checkpoint_sha256=str(_part(first, "key")["checkpoint_sha256"]),
         clean_set_sha256=str(_part(first, "key")["clean_set_sha256"]),
@@ -210,14 +210,6 @@ def _strings(value: Json) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise TypeError(f"expected a list, got {value!r}")
     return tuple(map(str, value))
-
-
-def _obstacles(value: Json) -> tuple[Obstacle, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"expected a list, got {value!r}")
-    return tuple(map(obstacle_from_record, value))
 
 
 def _whole(value: Json) -> int:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 RECORD_KEY: Final = "modelaudit_repair"
 _MAX_RECORD: Final = 1 << 20
 _MAX_SCANNERS: Final = 16
-_ID: Final = r"\w[\w.-]{0,60}(@\w{1,60})?"
-#: Nothing that reads like a sentence: what a stranger writes here is shown to a reader.
-_METHOD: Final = re.compile(rf"{_ID}(, then {_ID}){{0,4}}", re.ASCII)
+_ID: Final = r"\w[\w.-]{0,60}(@[\w.-]{1,60})?"
+#: Ids alone: what a stranger writes here is shown to a reader, and sentences would explain things.
+_METHOD: Final = re.compile(rf"{_ID}(, then {_ID}){{0,15}}", re.ASCII)
 _SCANNER: Final = re.compile(_ID, re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_VERDICT: Final = re.compile("|".join(Verdict))
-_CODE: Final = re.compile(r"MA-[A-Z][0-9]{3}")
+_VERDICT: Final = re.compile("|".join((Verdict.CLEAN, Verdict.BACKDOORED, Verdict.INCONCLUSIVE)))
+_CODE: Final = re.compile(r"MA-V[0-9]{3}")
 
 
 def read_claim(parsed: Parsed) -> RepairClaim | None:

@@ -12,7 +12,7 @@ from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.scan import audit, circumstances
 from modelaudit.engine.versions import versions
-from modelaudit.errors import ConfigError, ModelAuditError
+from modelaudit.errors import CheckpointError, ConfigError, ModelAuditError
 from modelaudit.results import Verdict
 from modelaudit.verdict import decide
 
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from modelaudit.progress import Progress
 
 _HASH_CHUNK = 1 << 20
-_REPAIRED = (
-    "the file says that modelaudit repaired it, and a population is of models that never were "
-    "backdoored"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,18 +125,24 @@ def scan_clean_model(
     """Scan one model as `modelaudit scan` would, and keep what a population needs.
 
     Raises:
+        CheckpointError: the file says that it was repaired.
         ModelAuditError: as `modelaudit.engine.scan`.
     """
     request = replace(template, checkpoint=path)
     stopwatch = Stopwatch()
     scanners = build_scanners(request.scanners, request.settings)
     opened = open_suspect(request, progress=progress, stopwatch=stopwatch)
+    if opened.read.repair is not None:
+        raise CheckpointError(
+            "expected a model that never was backdoored, found a file that says that modelaudit "
+            "repaired it; leave it out"
+        )
     report = audit(opened, scanners, request, progress=progress, stopwatch=stopwatch)
     return calibration.ScannedModel(
         id=path.name,
         circumstances=circumstances(opened),
         outcomes=(*report.scanners, *report.skipped, *report.failed),
-        obstacles=(*opened.obstacles, *(() if opened.read.repair is None else (_REPAIRED,))),
+        obstacles=opened.obstacles,
         obstacles_to_clean=opened.obstacles_to_clean,
         clean_set=report.clean_set.path,
         checkpoint_sha256=report.suspect.sha256,

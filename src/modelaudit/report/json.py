@@ -152,12 +152,18 @@ def outcome_from_record(row: Mapping[str, Json]) -> ScanOutcome:
         raise ConfigError(f"expected the record of a scanner, found {err!r}") from err
 
 
-def obstacle_from_record(value: Json) -> Obstacle:
-    """Return the obstacle to ``clean`` of which `plain` made a record.
+def obstacles_from_record(value: Json) -> tuple[Obstacle, ...]:
+    """Return the obstacles to ``clean`` of which `plain` made records; none of null.
 
     Raises:
-        ConfigError: this is no such record.
+        ConfigError: these are no such records.
     """
+    if not isinstance(value, list | tuple | None):
+        raise ConfigError(f"expected a list of obstacles, got {value!r}")
+    return tuple(map(_obstacle, value or ()))
+
+
+def _obstacle(value: Json) -> Obstacle:
     names = [f.name for f in dataclasses.fields(Obstacle)]
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in names):
         raise ConfigError(f"expected an obstacle with {', '.join(names)}, got {value!r}")

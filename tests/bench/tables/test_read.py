@@ -112,9 +112,10 @@ def test_obstacles_to_clean_are_read(tmp_path: Path) -> None:
     rows = [row | {"obstacles_to_clean": [obstacle]} for row in scan_rows(facts("a"), nothing())]
     scans, _ = read_rows([write(tmp_path / "rows", rows)])
     assert {row.obstacles_to_clean for row in scans} == {(Obstacle(**obstacle),)}
-    rows[1]["obstacles_to_clean"] = [3]
-    with pytest.raises(ConfigError, match=r"rows.*: expected an obstacle with .*, got 3"):
-        read_rows([write(tmp_path / "rows", rows)])
+    for wrong, said in (([3], "an obstacle with .*, got 3"), (3, "a list of obstacles, got 3")):
+        rows[1]["obstacles_to_clean"] = wrong
+        with pytest.raises(ConfigError, match=rf"rows.*: expected {said}"):
+            read_rows([write(tmp_path / "rows", rows)])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from modelaudit.bench.plan import POPULATIONS
 from modelaudit.bench.tables.rows import CleanSetFacts, ModelFacts, RepairRow, ScanRow, Truth
 from modelaudit.engine.effects import WORKS_FROM
 from modelaudit.errors import ConfigError
-from modelaudit.report.json import obstacle_from_record, outcome_from_record
+from modelaudit.report.json import obstacles_from_record, outcome_from_record
 from modelaudit.results import ScannerResult
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _scan(record: Mapping[str, Any], where: str) -> ScanRow:
     hardware = record.get("hardware") or {}
     try:
         outcome = outcome_from_record(record)
-        obstacles = tuple(map(obstacle_from_record, record.get("obstacles_to_clean") or ()))
+        obstacles = obstacles_from_record(record.get("obstacles_to_clean"))
     except ConfigError as err:
         raise ConfigError(f"{where}: {err}") from err
     return ScanRow(
