@@ -23,6 +23,7 @@ AUTO = (
     "repairs_several_views",
     "repairs_last_round",
     "repairs_pushes",
+    "repairs_float32",
 )
 #: The goal of `auto`: attack success rate, and accuracy lost.
 MAX_ASR, MAX_LOSS = 0.05, 0.02
