@@ -9,14 +9,18 @@ if [ $# -lt 4 ]; then
     exit 2
 fi
 plan=$1 folder=$2 data=$3 seconds=$4 device=${5:-auto}
-status=0
-timeout --foreground --signal=INT --kill-after=60 "$seconds" \
-    modelaudit bench train --plan "$plan" --out "$folder" --data "$data" --device "$device" || status=$?
-case $status in
-    0 | 5) ;;        # all trained, or some failed: their cards say why
-    124 | 130) ;;    # out of time: the next round goes on after the last finished epoch
-    *) exit "$status" ;;
-esac
-modelaudit bench scan --models "$folder" --data "$data" --out "$folder/rows.jsonl" --paper-code --device "$device"
-modelaudit bench repair --models "$folder" --data "$data" --out "$folder/repairs.jsonl" --method auto --device "$device"
-modelaudit bench tables "$folder/rows.jsonl" "$folder/repairs.jsonl" --cards "$folder/cards" --out "$folder/tables"
+
+# Runs a step; 5 says that some of it failed, which cards and rows tell: the rest goes on.
+step() {
+    local status=0
+    "$@" || status=$?
+    [ "$status" -eq 0 ] || [ "$status" -eq 5 ] || return "$status"
+}
+
+# 124: out of time; the next round goes on after the last finished epoch.
+step timeout --foreground --signal=INT --kill-after=60 "$seconds" \
+    modelaudit bench train --plan "$plan" --out "$folder" --data "$data" --device "$device" \
+    || [ $? -eq 124 ]
+step modelaudit bench scan --models "$folder" --data "$data" --out "$folder/rows.jsonl" --paper-code --device "$device"
+step modelaudit bench repair --models "$folder" --data "$data" --out "$folder/repairs.jsonl" --method auto --device "$device"
+step modelaudit bench tables "$folder/rows.jsonl" "$folder/repairs.jsonl" --cards "$folder/cards" --out "$folder/tables"
