@@ -18,9 +18,10 @@ step() {
 }
 
 # 124: out of time; the next round goes on after the last finished epoch.
+status=0
 step timeout --foreground --signal=INT --kill-after=60 "$seconds" \
-    modelaudit bench train --plan "$plan" --out "$folder" --data "$data" --device "$device" \
-    || [ $? -eq 124 ]
+    modelaudit bench train --plan "$plan" --out "$folder" --data "$data" --device "$device" || status=$?
+[ "$status" -eq 0 ] || [ "$status" -eq 124 ] || exit "$status"
 step modelaudit bench scan --models "$folder" --data "$data" --out "$folder/rows.jsonl" --paper-code --device "$device"
 step modelaudit bench repair --models "$folder" --data "$data" --out "$folder/repairs.jsonl" --method auto --device "$device"
 step modelaudit bench tables "$folder/rows.jsonl" "$folder/repairs.jsonl" --cards "$folder/cards" --out "$folder/tables"
