@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from modelaudit.bench.cards import read_card
 from modelaudit.bench.tables import build, read_rows
+from modelaudit.bench.tables.repairs import meets_auto_goal
 from modelaudit.bench.tables.table import Table, percent, points, rate_text
 from modelaudit.calibration import shipped_populations
 from modelaudit.functional.rates import rate
@@ -25,8 +26,6 @@ AUTO = (
     "repairs_pushes",
     "repairs_float32",
 )
-#: The goal of `auto`: attack success rate, and accuracy lost.
-MAX_ASR, MAX_LOSS = 0.05, 0.02
 
 
 @functools.cache
@@ -54,21 +53,15 @@ def auto_table() -> Table:
             (
                 row.model.id,
                 percent(row.asr_before),
-                f"**{after}**" if meets_goal(row) else after,
+                f"**{after}**" if meets_auto_goal(row) else after,
                 f"`{by}`" if cost and row.outcome != "not_written" else "",
                 row.outcome.replace("_", " "),
             )
         )
-    met = rate(sum(map(meets_goal, first.values())), len(first))
+    met = rate(sum(map(meets_auto_goal, first.values())), len(first))
     rows.append(("within the goal", "", rate_text(met), "", ""))
     header = ("model", "ASR before", "points / ASR after", "by", "outcome")
     return Table(name="auto", title="", header=header, rows=tuple(rows))
-
-
-def meets_goal(row: RepairRow) -> bool:
-    """Whether a repair leaves few of the attacks and costs little."""
-    assert row.asr_after is not None
-    return row.asr_after <= MAX_ASR and row.acc_before - row.acc_after <= MAX_LOSS
 
 
 def rows_of(name: str, block: str | None) -> str:

@@ -50,9 +50,7 @@ def record_of(
         "seed": report.seed,
         "pruned_neurons": sum(step.pruned_neurons for step in steps),
         "trained_against": list(last.trained_against),
-        "rescan": _rescan(None, "")
-        if verdict is None
-        else _rescan(verdict.verdict, verdict.reason_code),
+        "rescan": verdict and _rescan(verdict.verdict, verdict.reason_code),
         "earlier": None
         if earlier is None
         else {
