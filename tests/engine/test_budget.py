@@ -166,6 +166,34 @@ def test_within_the_budget_what_leaves_less_is_written_though_it_costs_more() ->
     assert choose(attempts) is attempts[1]
 
 
+def clean_leaving(share: float, *, lost: int) -> Attempt:
+    made = leaving(share, lost=lost)
+    verdict = VerdictRecord(verdict=Verdict.CLEAN, reason_code="", reason="")
+    return replace(made, record=replace(made.record, verdict=verdict))
+
+
+def test_of_clean_ones_the_first_that_leaves_a_twentieth_is_written_or_else_the_first() -> None:
+    first, second = clean_leaving(0.11, lost=7), clean_leaving(0.08, lost=4)
+    settled, later = clean_leaving(0.07, lost=7), clean_leaving(0.02, lost=4)
+    attempts = judge([first, second], max_accuracy_drop=0.02)
+    assert choose(attempts) is attempts[0]
+    attempts = judge([first, settled, later, leaving(0.0)], max_accuracy_drop=0.02)
+    assert [a.record.budget and a.record.budget.models for a in attempts] == [1, 1, 1, 1]
+    assert choose(attempts) is attempts[1]
+    # One that leaves more comes before what no re-scan calls clean, and before what is too dear.
+    attempts = judge(
+        [first, clean_leaving(0.02, lost=40), leaving(0.0)],
+        max_accuracy_drop=0.02,
+    )
+    assert choose(attempts) is attempts[0]
+
+
+def test_of_clean_ones_over_the_budget_the_cheapest_is_forced() -> None:
+    dear, cheaper = clean_leaving(0.02, lost=60), clean_leaving(0.11, lost=40)
+    attempts = judge([dear, cheaper], max_accuracy_drop=0.02)
+    assert choose(attempts, is_forced=True) is attempts[1]
+
+
 def test_over_the_budget_the_cheapest_is_forced_whatever_it_leaves() -> None:
     wreck, dear = leaving(0.2, lost=60), leaving(0.3, lost=12)
     attempts = judge([wreck, dear], max_accuracy_drop=0.02)

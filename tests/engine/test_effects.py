@@ -9,6 +9,7 @@ import torch
 from modelaudit.engine.effects import (
     NOISE_FAMILY,
     effects,
+    is_settled,
     leads_nowhere,
     noise_effects,
     still_works,
@@ -247,6 +248,19 @@ def test_a_tenth_beyond_the_controls_is_nowhere(
     share: float, control: float | None, *, is_nowhere: bool
 ) -> None:
     assert leads_nowhere(effect_of(share, control)) is is_nowhere
+
+
+@pytest.mark.parametrize(("share", "is_little"), [(0.06, True), (0.08, True), (0.09, False)])
+def test_a_twentieth_beyond_its_control_is_all_that_a_settled_stand_in_leads(
+    share: float, *, is_little: bool
+) -> None:
+    stand_in = replace(effect_of(share, 0.03), kind="stand_in")
+    assert is_settled((stand_in,)) is is_little
+    assert is_settled((effect_of(0.0, 0.0), stand_in)) is is_little
+    # A push leads somewhere in every network, and what may not decide says nothing.
+    assert is_settled((replace(stand_in, kind="push"),))
+    assert is_settled((replace(stand_in, is_deciding=False),))
+    assert is_settled(())
 
 
 def noisy(*shares: float, **fields: Any) -> ScannerResult:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from modelaudit.engine import Repaired
+    from modelaudit.repairs import Change, RepairData
+    from modelaudit.suspect import Suspect
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +217,39 @@ def test_auto_goes_on_until_a_rescan_is_clean(
     assert [a.id for a in report.attempts] == ["picky", "wreck", "cut"]
     assert [a.is_chosen for a in report.attempts] == [False, False, True]
     assert "needs 1000000 clean images" in report.attempts[0].failure
+    assert report.outcome is RepairOutcome.REPAIRED
+
+
+def cut_and_nudge(model: Suspect, data: RepairData) -> Change:
+    """Prune the channel, and say that it is not what `cut` makes."""
+    nudge(model, data)
+    return cut(model, data)
+
+
+@pytest.mark.parametrize(
+    ("unsettled", "chosen"),
+    [({"cut"}, "cut_too"), ({"cut", "cut_too"}, "cut"), (set(), "cut")],
+)
+def test_auto_goes_on_from_what_leaves_more_than_a_twentieth_and_comes_back_to_it(
+    paths: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    unsettled: set[str],
+    chosen: str,
+) -> None:
+    module = sys.modules["modelaudit.engine.repair"]
+    install(
+        monkeypatch,
+        scanner_class("watch", accusing(1)),
+        repair_class("cut", cut),
+        repair_class("cut_too", cut_and_nudge),
+    )
+    monkeypatch.setattr(module, "AUTO_TRAIN", ("cut", "cut_too"))
+    monkeypatch.setattr(
+        module, "_may_end", lambda attempt: attempt.is_clean and attempt.record.id not in unsettled
+    )
+    report = run_repair(paths).report
+    assert [a.id for a in report.attempts if a.is_chosen] == [chosen]
+    assert len(report.attempts) == (2 if unsettled else 1)
     assert report.outcome is RepairOutcome.REPAIRED
 
 

@@ -38,6 +38,9 @@ NOWHERE_UP_TO = 0.1
 #: Upper 95 % bound of a stand-in's share, beyond its control, up to which it leads nowhere: few
 #: images show nothing.
 NOWHERE_BOUND = 0.2
+#: Share of the images, beyond that of its control, up to which a stand-in leaves nothing to try
+#: another repair for (docs/adr/0030-on-from-a-tenth.md).
+SETTLED_UP_TO = 0.05
 #: Random sets of other channels that a push is compared with.
 CONTROL_SETS = 5
 #: How far traced channels are tried, in what suits the whole push.
@@ -229,6 +232,15 @@ def leads_nowhere(effect: Effect) -> bool:
         upper = effect.interval_after[1] - (effect.control_share or 0.0)
         return effect.share_beyond_control <= NOWHERE_UP_TO and upper <= NOWHERE_BOUND
     return effect.share_beyond_control <= NOWHERE_UP_TO
+
+
+def is_settled(tried: Sequence[Effect]) -> bool:
+    """Whether no stand-in that may decide leads more than a twentieth beyond its control."""
+    return all(
+        effect.share_beyond_control <= SETTLED_UP_TO
+        for effect in tried
+        if effect.kind == "stand_in" and effect.is_deciding
+    )
 
 
 def _traced_before(result: ScannerResult, earlier: Sequence[ScannerResult]) -> Push:

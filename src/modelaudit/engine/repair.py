@@ -9,6 +9,7 @@ from modelaudit.checkpoint.write import check_can_keep_format
 from modelaudit.engine.attempt import attempt
 from modelaudit.engine.budget import cost_sentence, judge, refusal_sentence
 from modelaudit.engine.components import build_repair, build_scanners
+from modelaudit.engine.effects import is_settled
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.provenance import record_of
 from modelaudit.engine.repair_images import repair_images
@@ -55,8 +56,9 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
     """Repair one checkpoint.
 
     ``auto`` scans first, prunes where the findings point at few channels, tries repairs that train
-    where that is not enough, and stops as soon as a re-scan is clean within the accuracy budget; a
-    named method is tried alone. Whatever is found here is measured on clean images: it is never
+    where that is not enough, and stops as soon as a re-scan is clean within the accuracy budget and
+    no stand-in for the trigger leads more than a twentieth of the images; a named method is tried
+    alone. Whatever is found here is measured on clean images: it is never
     said that a backdoor is gone.
 
     Args:
@@ -130,7 +132,7 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
             witnesses=witnesses,
         )
         attempts = judge((*attempts, made), max_accuracy_drop=request.max_accuracy_drop)
-        if attempts[-1].is_clean and attempts[-1].is_within_budget:
+        if _may_end(attempts[-1]):
             break
     return _conclude(base, attempts, request, opened, stopwatch)
 
@@ -208,21 +210,31 @@ def _conclude(
     )
 
 
+def _may_end(attempt: Attempt) -> bool:
+    """Whether no further repair is tried: what is clean may still leave a tenth of the attacks."""
+    return attempt.is_clean and attempt.is_within_budget and is_settled(attempt.record.effects)
+
+
 def _choose(attempts: Sequence[Attempt], *, is_forced: bool) -> Attempt | None:
     """Return the best attempt that may be written.
 
     Order: within budget, re-scan clean, not backdoored, no artefact that leads anywhere, least that
     one leads, least accuracy lost. What is within the budget is not made cheaper at the price of
     the backdoor; over it (``--force``) the share is not asked, for a wreck follows no artefact.
+    Of clean ones within it the first is taken with which `auto` may end, or else the first: never
+    by its loss, which is judged without the luck of a choice.
     """
     allowed = [a for a in attempts if a.tensors is not None and (a.is_within_budget or is_forced)]
 
     def rank(a: Attempt) -> tuple[bool, tuple[bool, ...], float, float]:
         assert a.record.proof is not None
         *words, share = a.standing
+        lost = a.record.proof.accuracy_drop
         if not a.is_within_budget:
             share = 0.0
-        return (not a.is_within_budget, tuple(words), share, a.record.proof.accuracy_drop)
+        elif a.is_clean:
+            share, lost = float(not _may_end(a)), 0.0
+        return (not a.is_within_budget, tuple(words), share, lost)
 
     return min(allowed, key=rank, default=None)
 
