@@ -1,13 +1,13 @@
 """The accuracy budget: what the held-out images show of a loss, and the luck of several tries.
 
 Of several models measured on the same images the one that lost least looks better than it is, if it
-is taken because it lost least. One whose re-scan is clean is not: it is the first of which a stand-
-in shows little enough, or the first at all, and its own loss decides alone. Of others the one is
-taken that leaves least of the backdoor, and only where that is equal the loss decides. So an
+is taken because it lost least. One whose re-scan is clean is not: it is the first of which a
+stand-in shows little enough, or the first at all, and its own loss decides alone. Of others the one
+is taken that leaves least of the backdoor, and only where that is equal the loss decides. So an
 attempt is judged with as many others as it is chosen from by its loss, and judged again when there
 is one more. (With ``--force`` the cheapest of clean ones over the budget may be written: it is over
-it by its own loss.) The reasons are in ``docs/adr/0012-accuracy-budget.md``, ``docs/adr/0017-first-
-or-least.md`` and ``docs/adr/0030-on-from-a-tenth.md``.
+it by its own loss.) The reasons are in ``docs/adr/0012-accuracy-budget.md``,
+``docs/adr/0017-first-or-least.md`` and ``docs/adr/0030-on-from-a-tenth.md``.
 """
 
 from __future__ import annotations
