@@ -97,7 +97,7 @@ def test_subclass_of_dict_is_a_container(tmp_path: Path) -> None:
 
 def test_two_models_with_nothing_between_them_are_an_error(tmp_path: Path) -> None:
     assert damage(tmp_path, {"left": STATE, "right": OTHER}) == (
-        "expected one model, found 2 (left, right); save one of them by itself"
+        "expected one model, found 2 (left, right); say with --weights which one"
     )
 
 

@@ -148,6 +148,54 @@ def test_safetensors_keep_their_own_metadata(tmp_path: Path) -> None:
     )
 
 
+def test_safetensors_keep_their_prefix_and_what_is_no_weight(tmp_path: Path) -> None:
+    path = tmp_path / "in.safetensors"
+    state = {f"module.{name}": tensor for name, tensor in net().state_dict().items()}
+    save_file({**state, "n_averaged": torch.tensor(3)}, path)
+    out, new, dropped = rewrite(path, tmp_path)
+    expected = {f"module.{name}": tensor for name, tensor in new.items()}
+    expected["n_averaged"] = torch.tensor(3)
+    assert_same(
+        dict(sorted(load_safetensors(out.read_bytes()).items())), dict(sorted(expected.items()))
+    )
+    assert dropped == ()
+
+
+def test_other_weights_of_the_network_are_left_out_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "in.pt"
+    document = {"state_dict": net().state_dict(), "state_dict_ema": changed(net().state_dict())}
+    torch.save(document, path)
+    out, new, dropped = rewrite(path, tmp_path)
+    loaded = torch.load(out, weights_only=True)
+    assert set(loaded) == {"state_dict", RECORD_KEY}
+    assert_same(loaded["state_dict"], new)
+    assert dropped == ("state_dict_ema",)
+
+
+def test_one_state_dict_under_two_keys_is_rewritten_under_both(tmp_path: Path) -> None:
+    path = tmp_path / "in.pt"
+    state = net().state_dict()
+    torch.save({"best": state, "view": dict(state), "state_dict": state}, path)
+    out, new, dropped = rewrite(path, tmp_path)
+    loaded = torch.load(out, weights_only=True)
+    for key in ("best", "view", "state_dict"):
+        assert_same(loaded[key], new)
+    assert dropped == ()
+
+
+def test_the_weights_that_were_chosen_are_rewritten(tmp_path: Path) -> None:
+    path = tmp_path / "in.pt"
+    torch.save({"state_dict": net().state_dict(), "ema": changed(net().state_dict())}, path)
+    read = read_checkpoint(path, key="ema")
+    new = changed(dict(read.weights.tensors))
+    done = encode_like(path, new, sha256=read.sha256, record=RECORD, key="ema")
+    out = tmp_path / "out.pt"
+    out.write_bytes(done.data)
+    loaded = torch.load(out, weights_only=True)
+    assert_same(loaded["ema"], new)
+    assert (set(loaded), done.dropped) == ({"ema", RECORD_KEY}, ("state_dict",))
+
+
 def test_a_pickled_module_cannot_keep_its_format(tmp_path: Path) -> None:
     path = tmp_path / "in.pt"
     torch.save(net(), path)

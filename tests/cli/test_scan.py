@@ -152,7 +152,8 @@ def test_all_options_reach_the_engine(engine: FakeEngine, monkeypatch: pytest.Mo
     register(monkeypatch, "ban", "dde")
     text = (
         "scan m.pt --data d --scanner ban@paper_code --scanner dde --set ban.epsilon=0.2 "
-        "--set dde.name=a.b=c --arch resnet18 --mean 0.5,0.4,0.3 --std 0.2,0.2,0.2 --input-size 32 "
+        "--set dde.name=a.b=c --weights ema "
+        "--arch resnet18 --mean 0.5,0.4,0.3 --std 0.2,0.2,0.2 --input-size 32 "
         "--classes names.txt --max-images 100 --mixture mix --calibration a.json "
         "--calibration b.json --budget 30 --device cpu --seed 7 "
         "--alpha 0.01 --quiet"
@@ -164,6 +165,7 @@ def test_all_options_reach_the_engine(engine: FakeEngine, monkeypatch: pytest.Mo
         "data": Path("d"),
         "scanners": ("ban@paper_code", "dde"),
         "settings": (("ban", "epsilon", "0.2"), ("dde", "name", "a.b=c")),
+        "weights": "ema",
         "arch": "resnet18",
         "preprocessing": Preprocessing(id="custom", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)),
         "input_size": 32,
@@ -184,6 +186,7 @@ def test_defaults_leave_everything_to_the_engine(engine: FakeEngine, inputs: lis
     assert request.scanners == ()
     assert request.settings == ()
     assert request.preprocessing is None
+    assert request.weights is None
     assert request.arch is None
     assert request.max_images == 500
     assert request.budget_seconds == 120.0

@@ -12,7 +12,14 @@ from modelaudit.checkpoint import RepairClaim, read_checkpoint
 from modelaudit.checkpoint.write import encode_safetensors
 from modelaudit.engine import ScanRequest
 from modelaudit.engine.intake import Stopwatch, open_suspect
-from modelaudit.engine.provenance import of_the_model, record_of, repair_notes, repair_obstacles
+from modelaudit.engine.provenance import (
+    of_the_model,
+    other_weights_notes,
+    other_weights_obstacles,
+    record_of,
+    repair_notes,
+    repair_obstacles,
+)
 from modelaudit.engine.scan import scan
 from modelaudit.progress import NoProgress
 from modelaudit.repair_results import RepairAttempt
@@ -22,6 +29,7 @@ from tests.helpers.engine import (
     SIDE,
     install,
     loud,
+    nothing,
     scanner_class,
     trained,
     write_data,
@@ -172,3 +180,52 @@ def test_a_scan_does_not_clear_what_the_repair_could_not(
     withheld = ends["inconclusive"].verdict
     assert (withheld.verdict, withheld.reason_code) == (Verdict.INCONCLUSIVE, "MA-V513")
     assert withheld.next_step.startswith("read the repair's report")
+
+
+def average_of(tmp_path: Path, data: Path, *, weights: str | None) -> ScanRequest:
+    """Return a scan of a file with a running average beside the weights, which knows nothing."""
+    path = tmp_path / "averaged.pt"
+    net = trained(30)
+    average = {name: torch.zeros_like(tensor) for name, tensor in net.state_dict().items()}
+    torch.save({"state_dict": net.state_dict(), "state_dict_ema": average}, path)
+    return ScanRequest(
+        checkpoint=path,
+        data=data,
+        weights=weights,
+        scanners=("quiet",),
+        preprocessing=HALF,
+        input_size=SIDE,
+    )
+
+
+def test_weights_that_were_not_scanned_keep_a_file_from_clean_until_one_is_chosen(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("quiet", nothing))
+    found = scan(average_of(tmp_path, data, weights=None), progress=NoProgress())
+    verdict = found.verdict
+    assert (verdict.verdict, verdict.reason_code) == (Verdict.INCONCLUSIVE, "MA-V514")
+    assert verdict.reason == (
+        "beside the weights that were scanned (state_dict) the file holds others of the same "
+        "network (state_dict_ema), and what loads the file may take these"
+    )
+    assert verdict.next_step == "say with --weights which of them you load"
+    chosen = scan(average_of(tmp_path, data, weights="state_dict"), progress=NoProgress())
+    assert chosen.verdict.verdict is Verdict.CLEAN
+    assert any("state_dict_ema); scan these too" in note for note in chosen.notes)
+    # What was chosen is what is scanned: this one knows no picture.
+    other = scan(average_of(tmp_path, data, weights="state_dict_ema"), progress=NoProgress())
+    assert other.verdict.reason_code == "MA-V501"
+
+
+def test_other_weights_are_none_of_a_model_made_from_the_file(tmp_path: Path, data: Path) -> None:
+    request = average_of(tmp_path, data, weights=None)
+    read = read_checkpoint(request.checkpoint)
+    (obstacle,) = other_weights_obstacles(read, is_chosen=False)
+    assert of_the_model((obstacle,)) == ()
+    assert other_weights_notes(read, is_chosen=False) == ()
+    assert other_weights_obstacles(read, is_chosen=True) == ()
+    many = replace(read, other_weights=tuple(f"epoch{i}" for i in range(9)), state_dict_key=None)
+    (note,) = other_weights_notes(many, is_chosen=True)
+    assert "(its outermost container)" in note
+    assert "(epoch0, epoch1, epoch2, epoch3 and 5 more)" in note

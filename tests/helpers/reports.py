@@ -207,6 +207,7 @@ class FakeRequest:
     data: Path
     scanners: tuple[str, ...] = ()
     settings: tuple[tuple[str, str, str], ...] = ()
+    weights: str | None = None
     arch: str | None = None
     preprocessing: Preprocessing | None = None
     input_size: int | None = None

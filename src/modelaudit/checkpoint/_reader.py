@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from modelaudit.checkpoint._claim import read_claim
 from modelaudit.checkpoint._formats import identify
 from modelaudit.checkpoint._legacy import read_bare_pickle, read_legacy
+from modelaudit.checkpoint._others import find_others
 from modelaudit.checkpoint._safetensors import read_safetensors
 from modelaudit.checkpoint._source import open_source
-from modelaudit.checkpoint._state_dict import find_weights
+from modelaudit.checkpoint._state_dict import find_weights, listed
 from modelaudit.checkpoint._torch_zip import read_torch_zip
 from modelaudit.checkpoint._types import DEFAULT_LIMITS, Checkpoint
 from modelaudit.weights import Weights
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def read_checkpoint(
+    path: str | os.PathLike[str], *, key: str | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Checkpoint:
     """Read named tensors from a file that nobody trusts.
 
     Nothing in the file is imported, called or executed, whatever it says (docs/security-model.md).
@@ -34,6 +37,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LI
 
     Args:
         path: the file.
+        key: dotted key under which the weights are; None to work it out.
         limits: what the file may ask of this machine.
 
     Returns:
@@ -42,18 +46,24 @@ def read_checkpoint(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LI
     Raises:
         UnsafeCheckpointError: loading the file elsewhere would execute code, or it is ambiguous.
         CorruptCheckpointError: missing, damaged, over a limit, not finite, or no checkpoint.
+        ConfigError: there is nothing under `key`.
     """
     source = open_source(path, limits)
     parsed = _parse(source, limits)
-    found = find_weights(parsed.value, limits)
+    found = find_weights(parsed.value, limits, key=key)
     # torch takes seconds to import; a file that is refused is refused without it
     from modelaudit.checkpoint._sanity import check_values
-    from modelaudit.checkpoint._tensors import build_tensors
+    from modelaudit.checkpoint._tensors import build_tensors, hold_values
 
     tensors = build_tensors(
         found.records, parsed, name=source.name, file_bytes=len(source.data), limits=limits
     )
     check_values(tensors)
+    others = [
+        ".".join(other.path)
+        for other in find_others(parsed.value, found, limits)
+        if not hold_values(other.records, tensors, parsed)
+    ]
     _logger.debug("%s: %s, %d tensors", source.name, parsed.format, len(tensors))
     return Checkpoint(
         path=source.path,
@@ -68,6 +78,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LI
         state_dict_key=".".join(found.path) or None,
         stripped_prefix=found.prefix,
         ignored_keys=tuple(found.ignored),
+        other_weights=tuple(listed(others)),
         findings=parsed.findings,
         repair=read_claim(parsed),
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from modelaudit.checkpoint._modules import Model, add_tensor, is_module, read_module
 from modelaudit.checkpoint._values import OddKey, StandIn, TensorRecord
-from modelaudit.errors import CorruptCheckpointError
+from modelaudit.errors import ConfigError, CorruptCheckpointError
 from modelaudit.text import escape_untrusted
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Found:
     """The weights, and where they were.
 
     Attributes:
+        value: what held them.
         records: key to record, wrapper prefixes removed.
         hints: module path to hint, wrapper prefixes removed.
         path: keys of the containers around the weights, outermost first.
@@ -64,6 +65,7 @@ class Found:
         metadata: plain text of the containers.
     """
 
+    value: object
     records: dict[str, TensorRecord]
     hints: dict[str, ModuleHint]
     path: tuple[str, ...] = ()
@@ -72,22 +74,29 @@ class Found:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def find_weights(value: object, limits: Limits) -> Found:
+def find_weights(value: object, limits: Limits, *, key: str | None = None) -> Found:
     """Return the weights of a file.
 
     Args:
         value: the file's value.
         limits: those on modules and keys apply.
+        key: dotted key under which they are; None to work it out.
 
     Returns:
         Records under clean names, at least one.
 
     Raises:
         CorruptCheckpointError: there are none, or several with nothing to choose between them.
+        ConfigError: there is nothing under `key`.
     """
     path: list[str] = []
     ignored: list[str] = []
     metadata: dict[str, str] = {}
+    if key is not None:
+        for step in _follow(value, key):
+            _leave(_entries(value), step, path, ignored, metadata)
+            path.append(step)
+            value = _entries(value)[step]
     for _ in range(limits.max_depth):
         if is_module(value):
             break
@@ -104,12 +113,35 @@ def find_weights(value: object, limits: Limits) -> Found:
     ignored.extend(".".join([*path, key]) for key in model.others)
     records, hints, prefix = _strip(model, ignored)
     return Found(
+        value=value,
         records=records,
         hints=hints,
         path=tuple(path),
         prefix=prefix or None,
-        ignored=_listed(ignored),
+        ignored=listed(ignored),
         metadata=metadata,
+    )
+
+
+def strip_prefixes(records: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
+    """Return records of a state dict under names without wrapper prefixes."""
+    return _strip(Model(records=dict(records)), [])[0]
+
+
+def _follow(value: object, key: str) -> tuple[str, ...]:
+    """Return the keys of the containers that a dotted key leads through; keys may have dots."""
+    pending: list[tuple[object, str, tuple[str, ...]]] = [(value, key, ())]
+    while pending:
+        item, rest, path = pending.pop()
+        for name, part in _entries(item).items():
+            if name == rest:
+                return (*path, str(name))
+            if isinstance(name, str) and name and rest.startswith(f"{name}."):
+                pending.append((part, rest.removeprefix(f"{name}."), (*path, name)))
+    has = _shown(_entries(value)) or "no keys"
+    raise ConfigError(
+        f"--weights expects a key of the file, there is nothing under {escape_untrusted(key)!r}; "
+        f"top-level keys: {has}"
     )
 
 
@@ -148,7 +180,7 @@ def _choose(entries: Mapping[Key, object]) -> str | None:
     if len(names) > 1:
         shown = ", ".join(escape_untrusted(name, 60) for name in names[:_MAX_SHOWN])
         raise CorruptCheckpointError(
-            f"expected one model, found {len(names)} ({shown}); save one of them by itself"
+            f"expected one model, found {len(names)} ({shown}); say with --weights which one"
         )
     return names[0]
 
@@ -196,9 +228,13 @@ def _nothing(value: object, path: list[str]) -> CorruptCheckpointError:
         return CorruptCheckpointError(
             f"no state_dict found{where}; the value is of type {escape_untrusted(kind)}"
         )
+    return CorruptCheckpointError(f"no state_dict found{where}; top-level keys: {_shown(entries)}")
+
+
+def _shown(entries: Mapping[Key, object]) -> str:
     shown = ", ".join(escape_untrusted(_key_text(key), 60) for key in list(entries)[:_MAX_SHOWN])
     more = f" and {len(entries) - _MAX_SHOWN:,} more" if len(entries) > _MAX_SHOWN else ""
-    return CorruptCheckpointError(f"no state_dict found{where}; top-level keys: {shown}{more}")
+    return f"{shown}{more}"
 
 
 def _strip(
@@ -229,7 +265,8 @@ def _is_wrapped(records: Mapping[str, TensorRecord], prefix: str) -> bool:
     return bool(names) and all(key.startswith(prefix) and key != prefix for key in names)
 
 
-def _listed(keys: list[str]) -> list[str]:
+def listed(keys: list[str]) -> list[str]:
+    """Return the first of many keys, and how many more there are."""
     if len(keys) <= _MAX_LISTED:
         return keys
     return [*keys[:_MAX_LISTED], f"… and {len(keys) - _MAX_LISTED:,} more"]

@@ -68,20 +68,46 @@ def build_tensors(
             f"(limit {limits.expanded_bytes(file_bytes):,}); raise the expansion limit "
             "if you trust it"
         )
-    is_swapped = parsed.is_big_endian != (sys.byteorder == "big")
     views: dict[tuple[str, str], Tensor] = {}
-    tensors: OrderedDict[str, Tensor] = OrderedDict()
-    for key, record in records.items():
-        size, stride = record.size, record.stride
-        if 0 in size:
-            tensors[key] = torch.empty(size, dtype=getattr(torch, record.dtype))
-            continue
-        place = (record.storage.key, record.dtype)
-        if place not in views:
-            views[place] = _view(parsed.storages[record.storage.key], record.dtype, is_swapped)
-        view = views[place].as_strided(size, stride, record.offset)
-        tensors[key] = view.clone(memory_format=torch.contiguous_format)
-    return tensors
+    return OrderedDict((key, _built(record, parsed, views)) for key, record in records.items())
+
+
+def hold_values(
+    records: Mapping[str, TensorRecord], tensors: Mapping[str, Tensor], parsed: Parsed
+) -> bool:
+    """Return whether a file has every one of `tensors` a second time, bit for bit.
+
+    One tensor at a time: what a file has twice need not be in memory twice.
+
+    Args:
+        records: the others, by the same names.
+        tensors: of `build_tensors`.
+        parsed: the file that both are of.
+    """
+    if set(records) != set(tensors):
+        return False
+    for name, record in records.items():
+        try:
+            check_record(name, record, parsed.storages)
+        except CorruptCheckpointError:
+            return False
+        other = _built(record, parsed, {})
+        if other.dtype != tensors[name].dtype or not torch.equal(other, tensors[name]):
+            return False
+    return True
+
+
+def _built(record: TensorRecord, parsed: Parsed, views: dict[tuple[str, str], Tensor]) -> Tensor:
+    """Build one checked tensor; `views` holds what was made of storages before."""
+    size, stride = record.size, record.stride
+    if 0 in size:
+        return torch.empty(size, dtype=getattr(torch, record.dtype))
+    place = (record.storage.key, record.dtype)
+    if place not in views:
+        is_swapped = parsed.is_big_endian != (sys.byteorder == "big")
+        views[place] = _view(parsed.storages[record.storage.key], record.dtype, is_swapped)
+    view = views[place].as_strided(size, stride, record.offset)
+    return view.clone(memory_format=torch.contiguous_format)
 
 
 def _view(content: memoryview, dtype: str, is_swapped: bool) -> Tensor:

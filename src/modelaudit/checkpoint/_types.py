@@ -98,6 +98,7 @@ class Checkpoint:
             they were the whole file.
         stripped_prefix: wrapper prefix removed from every key, such as ``"module."``; None if none.
         ignored_keys: dotted keys of the file that are not part of the weights.
+        other_weights: dotted keys under which it holds other weights of the same network.
         findings: what was noticed, in the order of the file.
         repair: what the file says of the repair that it comes from; None if nothing.
     """
@@ -110,5 +111,6 @@ class Checkpoint:
     state_dict_key: str | None = None
     stripped_prefix: str | None = None
     ignored_keys: tuple[str, ...] = ()
+    other_weights: tuple[str, ...] = ()
     findings: tuple[StaticFinding, ...] = ()
     repair: RepairClaim | None = None

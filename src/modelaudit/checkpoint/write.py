@@ -17,6 +17,7 @@ from safetensors.torch import save as save_safetensors
 from modelaudit.checkpoint._claim import RECORD_KEY
 from modelaudit.checkpoint._formats import identify
 from modelaudit.checkpoint._legacy import read_legacy
+from modelaudit.checkpoint._others import find_others
 from modelaudit.checkpoint._safetensors import read_safetensors
 from modelaudit.checkpoint._source import open_source
 from modelaudit.checkpoint._state_dict import find_weights
@@ -46,7 +47,8 @@ class Rewritten:
 
     Attributes:
         data: the file's bytes.
-        dropped: dotted keys of the other file that are no plain data and are not in this one.
+        dropped: dotted keys of the other file that are not in this one, for they are no plain data
+            or hold other weights of the network.
     """
 
     data: bytes
@@ -72,10 +74,14 @@ def encode_safetensors(tensors: Mapping[str, Tensor], *, record: Mapping[str, ob
 
 
 def check_can_keep_format(
-    path: str | os.PathLike[str], *, sha256: str, limits: Limits = DEFAULT_LIMITS
+    path: str | os.PathLike[str],
+    *,
+    sha256: str,
+    key: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Raise what `encode_like` would raise about the file, before any work is done."""
-    _open(path, sha256=sha256, limits=limits)
+    _open(path, sha256=sha256, key=key, limits=limits)
 
 
 def encode_like(
@@ -84,11 +90,13 @@ def encode_like(
     *,
     sha256: str,
     record: Mapping[str, object],
+    key: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Rewritten:
     """Return a file with the container of another one: key names, nesting, dtypes, plain entries.
 
-    Objects that are no plain data (functions, classes, whole optimisers) are left out and listed.
+    Objects that are no plain data (functions, classes, whole optimisers) are left out and listed,
+    and so are other weights of the network (a running average), which were not repaired.
     `record` goes into the outermost container under ``modelaudit_repair``; where the file is a bare
     state dict, in which a further key would break strict loading, it goes where torch keeps the
     version numbers of a state dict, the attribute ``_metadata``.
@@ -98,22 +106,21 @@ def encode_like(
         tensors: new values under the names that `read_checkpoint` gives; shapes as in the file.
         sha256: digest that `read_checkpoint` found.
         record: plain values that say where the weights come from.
-        limits: as in `read_checkpoint`.
+        key: as in `read_checkpoint`, as are the limits.
+        limits: as there.
 
     Raises:
         ConfigError: the file is a pickled module or a bare pickle, whose container cannot be kept.
         CorruptCheckpointError: the file is not the one that was read.
     """
-    opened = _open(path, sha256=sha256, limits=limits)
-    if opened.parsed.format == "safetensors":
-        old = {name: str(text) for name, text in opened.parsed.metadata.items()}
-        own = {name: _as_in(tensors[name], item) for name, item in opened.own.items()}
-        plain = {name: tensor.contiguous() for name, tensor in own.items()}
-        data = _safetensors(plain, {**old, RECORD_KEY: _json(record)})
-        return Rewritten(data=data, dropped=())
+    opened = _open(path, sha256=sha256, key=key, limits=limits)
     copier = _Copier(opened, tensors, limits)
     value = copier.copy(opened.parsed.value, ())
     assert isinstance(value, dict)  # `_open` has followed dicts from here to the state dict
+    if opened.parsed.format == "safetensors":
+        old = {name: str(text) for name, text in opened.parsed.metadata.items()}
+        data = _safetensors(value, {**old, RECORD_KEY: _json(record)})
+        return Rewritten(data=data, dropped=tuple(copier.dropped))
     if opened.keys:
         value[RECORD_KEY] = dict(record)
     else:
@@ -136,6 +143,7 @@ class _Opened:
         keys: keys of the containers around the state dict, outermost first.
         prefix: wrapper prefix of the state dict's keys.
         own: the state dict: name without prefix to record.
+        others: paths to other weights of the network.
     """
 
     parsed: Parsed
@@ -144,9 +152,10 @@ class _Opened:
     keys: tuple[str, ...]
     prefix: str
     own: Mapping[str, TensorRecord]
+    others: frozenset[tuple[str, ...]]
 
 
-def _open(path: str | os.PathLike[str], *, sha256: str, limits: Limits) -> _Opened:
+def _open(path: str | os.PathLike[str], *, sha256: str, key: str | None, limits: Limits) -> _Opened:
     source = open_source(path, limits)
     if source.sha256 != sha256:
         raise CorruptCheckpointError(f"{source.name} changed while it was repaired; start again")
@@ -158,11 +167,10 @@ def _open(path: str | os.PathLike[str], *, sha256: str, limits: Limits) -> _Open
             f"pickle; {_HOW_ELSE}"
         )
     parsed = readers[kind](source, limits)
-    found = find_weights(parsed.value, limits)
-    keys = found.path
+    found = find_weights(parsed.value, limits, key=key)
     inner = parsed.value
-    for key in keys:
-        inner = inner[key] if isinstance(inner, dict) else None
+    for part in found.path:
+        inner = inner[part] if isinstance(inner, dict) else None
     if not isinstance(inner, dict):
         raise ConfigError(
             f"--keep-format expects a state dict in plain dicts, {source.name} holds pickled "
@@ -172,9 +180,10 @@ def _open(path: str | os.PathLike[str], *, sha256: str, limits: Limits) -> _Open
         parsed=parsed,
         size=len(source.data),
         name=source.name,
-        keys=keys,
+        keys=found.path,
         prefix=found.prefix or "",
         own=found.records,
+        others=frozenset(o.path for o in find_others(parsed.value, found, limits)),
     )
 
 
@@ -187,12 +196,14 @@ class _Copier:
         self._tensors = tensors
         self._limits = limits
         self._copies: dict[int, object] = {}
+        self._names = {id(record): name for name, record in opened.own.items()}
         self._values = 0
 
     def copy(self, value: object, path: tuple[str, ...]) -> object:
         """Return the copy of a value, or `_NOTHING` where it is no plain data."""
         self._values += 1
-        if self._values > _MAX_VALUES or len(path) > self._limits.max_depth:
+        is_beyond = self._values > _MAX_VALUES or len(path) > self._limits.max_depth
+        if is_beyond or path in self._opened.others:
             return self._drop(path)
         if isinstance(value, _PLAIN):
             return value
@@ -232,6 +243,9 @@ class _Copier:
             name = path[-1].removeprefix(opened.prefix)
             if opened.own.get(name) is record:
                 return _as_in(self._tensors[name], record)
+        if id(record) in self._names:
+            # The very tensor in a second place: what loads that one is to get the repaired one.
+            return _as_in(self._tensors[self._names[id(record)]], record)
         try:
             built = build_tensors(
                 {".".join(path): record},

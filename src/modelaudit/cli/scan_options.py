@@ -30,6 +30,7 @@ class ScanOptions:
 
     checkpoint: Path
     data: Path
+    weights: str | None = None
     scanners: tuple[str, ...] = ()
     settings: tuple[tuple[str, str, str], ...] = ()
     arch: str | None = None
@@ -78,6 +79,7 @@ class ScanOptions:
         return engine.ScanRequest(
             checkpoint=self.checkpoint,
             data=self.data,
+            weights=self.weights,
             scanners=self.scanners,
             settings=self.settings,
             arch=self.arch,

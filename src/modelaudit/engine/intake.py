@@ -10,7 +10,12 @@ import torch
 
 from modelaudit import architectures, checkpoint, cleanset
 from modelaudit import fit as fitting
-from modelaudit.engine.provenance import repair_notes, repair_obstacles
+from modelaudit.engine.provenance import (
+    other_weights_notes,
+    other_weights_obstacles,
+    repair_notes,
+    repair_obstacles,
+)
 from modelaudit.errors import DataError, FitError, TooFewImagesError
 from modelaudit.registry import Registry
 from modelaudit.results import CleanSetRecord, LoadRecord, Obstacle, SuspectRecord
@@ -103,7 +108,7 @@ def open_suspect(request: ScanRequest, *, progress: Progress, stopwatch: Stopwat
         FitError: it stays open how the model is to be run.
         ConfigError: an option does not fit.
     """
-    read = checkpoint.read_checkpoint(request.checkpoint)
+    read = checkpoint.read_checkpoint(request.checkpoint, key=request.weights)
     stopwatch.lap("read checkpoint")
     candidates = _candidates(request.arch, read.weights)
     stopwatch.lap("recognise architecture")
@@ -185,6 +190,7 @@ def open_suspect(request: ScanRequest, *, progress: Progress, stopwatch: Stopwat
         obstacles_to_clean=(
             *(() if fit.preprocessing_is_certain else (_OPEN_PREPROCESSING,)),
             *repair_obstacles(read.repair),
+            *other_weights_obstacles(read, is_chosen=request.weights is not None),
         ),
         is_fit=fit.passes_gate,
         notes=(
@@ -192,6 +198,7 @@ def open_suspect(request: ScanRequest, *, progress: Progress, stopwatch: Stopwat
             *fit.notes,
             *_colourless(images),
             *repair_notes(read.repair),
+            *other_weights_notes(read, is_chosen=request.weights is not None),
         ),
     )
 

@@ -1,23 +1,30 @@
-"""What a repaired file says of itself: written after a repair, read before a scan.
+"""What a file has beside the weights that are scanned: a record of a repair, other weights.
 
-The record is for those who want to know, not for proof: anybody can write one and anybody can
-remove it. So it may keep a model from `clean`, and neither accuses nor clears one.
+The record is written after a repair and read before a scan. It is for those who want to know, not
+for proof: anybody can write one and anybody can remove it. So it may keep a model from `clean`, and
+neither accuses nor clears one. Other weights of the network were not scanned, and may be what is
+loaded.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelaudit import __version__
 from modelaudit.results import Obstacle, Verdict
+from modelaudit.text import escape_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from modelaudit.checkpoint import RepairClaim
+    from modelaudit.checkpoint import Checkpoint, RepairClaim
     from modelaudit.repair_results import RepairAttempt, RepairReport
 
 _CLAIMED = "MA-V513"
+_OTHER_WEIGHTS = "MA-V514"
 _DIGITS = 12
+_MAX_KEY = 60
+_MAX_KEYS = 4
 
 
 def record_of(
@@ -59,7 +66,7 @@ def record_of(
             "rescan": _rescan(earlier.verdict, earlier.reason_code),
             "trained_against": list(earlier.trained_against),
         },
-        "versions": dict(report.versions),
+        "versions": {"modelaudit": __version__, **report.versions},
     }
 
 
@@ -94,8 +101,43 @@ def repair_obstacles(claim: RepairClaim | None) -> tuple[Obstacle, ...]:
 
 
 def of_the_model(obstacles: Sequence[Obstacle]) -> tuple[Obstacle, ...]:
-    """Return the obstacles without what a file says of itself: those of a model made from it."""
-    return tuple(o for o in obstacles if o.reason_code != _CLAIMED)
+    """Return the obstacles without those of a file: of a model that was made from it."""
+    return tuple(o for o in obstacles if o.reason_code not in {_CLAIMED, _OTHER_WEIGHTS})
+
+
+def other_weights_notes(read: Checkpoint, *, is_chosen: bool) -> tuple[str, ...]:
+    """Return what a reader should know who has said which weights of a file count."""
+    if not is_chosen or not read.other_weights:
+        return ()
+    return (f"{_beside(read)}; scan these too if anything loads them",)
+
+
+def other_weights_obstacles(read: Checkpoint, *, is_chosen: bool) -> tuple[Obstacle, ...]:
+    """Return why a file with other weights must not be called clean.
+
+    Args:
+        read: the file.
+        is_chosen: whether the user has said which of them count.
+    """
+    if is_chosen or not read.other_weights:
+        return ()
+    return (
+        Obstacle(
+            reason_code=_OTHER_WEIGHTS,
+            reason=f"{_beside(read)}, and what loads the file may take these",
+            next_step="say with --weights which of them you load",
+        ),
+    )
+
+
+def _beside(read: Checkpoint) -> str:
+    shown = ", ".join(escape_untrusted(key, _MAX_KEY) for key in read.other_weights[:_MAX_KEYS])
+    more = len(read.other_weights) - _MAX_KEYS
+    own = escape_untrusted(read.state_dict_key or "its outermost container", _MAX_KEY)
+    return (
+        f"beside the weights that were scanned ({own}) the file holds others of the same network "
+        f"({shown}{f' and {more} more' if more > 0 else ''})"
+    )
 
 
 def _rescan(verdict: Verdict | None, code: str) -> dict[str, object] | None:

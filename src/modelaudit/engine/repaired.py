@@ -86,6 +86,7 @@ class Repaired:
             tensors,
             sha256=self.opened.read.sha256,
             record=self.record,
+            key=self.request.scan.weights,
         )
         return EncodedFile(
             data=rewritten.data, format=self.opened.read.format, dropped_keys=rewritten.dropped
@@ -100,6 +101,7 @@ class Repaired:
         Raises:
             OutputError: the file gives other logits.
         """
+        key = self.request.scan.weights if self.request.keeps_format else None
         images = self.opened.clean.images[:_COMPARED]
         normal = self.opened.suspect.preprocessing
         shape = (1, -1, 1, 1)
@@ -108,7 +110,8 @@ class Repaired:
         )
         with torch.inference_mode():
             expected = self.module()(inputs)
-            found = load_repaired(read_checkpoint(path).weights.tensors, self.opened)(inputs)
+            read = read_checkpoint(path, key=key)
+            found = load_repaired(read.weights.tensors, self.opened)(inputs)
         if not torch.equal(expected, found):
             raise OutputError(
                 "the written file does not give the repaired model's logits; nothing was kept"

@@ -21,6 +21,7 @@ class ScanRequest:
     Attributes:
         checkpoint: the untrusted file.
         data: the clean set: folder, ``.npz``, or folder with ``labels.csv``.
+        weights: dotted key of the file under which the weights are that count; None to work it out.
         scanners: ids, with ``@variant`` where wanted; empty means all registered.
         settings: (scanner id, field, text) triples.
         arch: architecture name or ``path/to/file.py:factory``; None to work it out.
@@ -38,6 +39,7 @@ class ScanRequest:
 
     checkpoint: Path
     data: Path
+    weights: str | None = None
     scanners: tuple[str, ...] = ()
     settings: tuple[tuple[str, str, str], ...] = ()
     arch: str | None = None
