@@ -3,7 +3,8 @@
 A page asks for a table by a comment, ``<!-- table: settings of MODULE:CLASS -->`` for a
 configuration or ``<!-- table: facts of MODULE:CLASS -->`` for a scanner, and by ``<!-- measured:
 NAME -->`` or ``<!-- measured: NAME of BLOCK -->`` for a table of the committed rows or one block
-of it. ``python -m tests.helpers.docs`` in the project's folder brings every table up to date.
+of it; a table of one file of repairs is called ``FILE/NAME``. ``python -m tests.helpers.docs`` in
+the project's folder brings every table up to date.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TABLE = re.compile(
     r"(?P<rows>(?:\|.*\n)*)"
 )
 MEASURED = re.compile(
-    r"(?P<marker><!-- measured: (?P<name>\w+)(?: of (?P<block>[\w, ]+))? -->\n)"
+    r"(?P<marker><!-- measured: (?P<name>[\w/]+)(?: of (?P<block>[\w, ]+))? -->\n)"
     r"(?P<rows>(?:\|.*\n)*)"
 )
 LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\((?P<target>[^)\s]+)\)")

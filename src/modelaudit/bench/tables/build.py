@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from modelaudit.bench.cards import ModelCard
-    from modelaudit.bench.tables.population import ModelScan
+    from modelaudit.bench.tables.population import Headline, ModelScan
     from modelaudit.bench.tables.rows import RepairRow, ScanRow
     from modelaudit.bench.tables.table import Table
     from modelaudit.calibration import Population
@@ -94,7 +94,8 @@ def build(
     cards = cards or {}
     papers = read_papers()
     every = population.group(scans, populations=populations)
-    chosen, left_out = population.headline(every)
+    headline = population.headline(every)
+    chosen = headline.scans
     found = population.blocks(chosen)
     shown = population.detectors(chosen)
     # B as a whole and its two parts overlap.
@@ -121,12 +122,12 @@ def build(
         ):
             tables.append(clean_set_table(every))
     if facts:
-        tables += [trained_table(facts), gate_failures_table(facts, cards)]
+        tables += [trained_table(facts, cards), gate_failures_table(facts, cards)]
     tables += repair_tables(repairs, papers)
     return Report(
         tables=tuple(tables),
         models=models_table(chosen, shown) if chosen else None,
-        notes=_notes(chosen, left_out, populations),
+        notes=_notes(headline, populations),
         blocks=found,
         detectors=shown,
     )
@@ -167,17 +168,15 @@ def _of_card(card: ModelCard) -> tuple[ModelFacts, Truth]:
     )
 
 
-def _notes(
-    scans: Sequence[ModelScan], left_out: int, populations: Sequence[Population]
-) -> tuple[str, ...]:
-    notes = []
+def _notes(chosen: Headline, populations: Sequence[Population]) -> tuple[str, ...]:
+    scans, notes = chosen.scans, []
     if scans:
         clean = sum(s.is_clean for s in scans)
         attacked = sum(not s.is_clean and s.counts for s in scans)
         notes.append(
             f"{len(scans)} models: {clean} clean, {attacked} attacked that passed the gate, "
             f"{len(scans) - clean - attacked} attacked that did not and count nowhere. Each is "
-            "shown on the largest clean set of its data."
+            "shown on clean images as most models of its data had."
         )
         sets = sorted({(s.clean_set.name, s.clean_set.images, s.model.dataset) for s in scans})
         notes.append(
@@ -200,9 +199,14 @@ def _notes(
             notes.append(
                 "No row of population A was given, so it cannot be told which cells of B it holds."
             )
-    if left_out:
+    if chosen.repeated:
         notes.append(
-            f"{left_out} further scans of the same models (other seeds or clean sets of the same "
-            "size) were given and are not shown."
+            f"{chosen.repeated} further scans of the same models (other seeds or clean sets of the "
+            "same size) were given and are not shown."
+        )
+    if chosen.absent:
+        notes.append(
+            f"{len(chosen.absent)} models were scanned on other clean sets alone and count in none "
+            f"of the tables but that of clean sets: {', '.join(chosen.absent)}."
         )
     return tuple(notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modelaudit.bench.tables.population import VERDICT
+from modelaudit.bench.tables.population import LEVELS, VERDICT
 from modelaudit.bench.tables.table import (
     NOTHING,
     Table,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from modelaudit.bench.papers import DetectionFigure, Papers
     from modelaudit.bench.tables.population import Block, ModelScan
     from modelaudit.bench.tables.table import Value
+    from modelaudit.functional.rates import Rate
 
 _NOTES = (
     (
@@ -139,12 +140,20 @@ def _ours(scans: Sequence[ModelScan], name: str) -> tuple[str, float | None, dic
 
 
 def false_alarm_table(blocks: Sequence[Block], detectors: Sequence[str]) -> Table:
-    """Return what became of the clean models, and how many attacked ones were found, per block."""
+    """Return what became of the clean models, and how many attacked ones were found, per block.
+
+    Args:
+        blocks: models to report together.
+        detectors: scanners; the verdict stands before them, and behind them the combined score at
+            the thresholds of the populations, if any model matches one.
+    """
     rows, records = [], []
+    is_compared = any(s.is_judged(LEVELS[0]) for block in blocks for s in block.scans)
     for block in blocks:
-        for name in (VERDICT, *detectors):
-            clean = [s for s in block.clean if name == VERDICT or name in s.outcomes]
-            attacked = [s for s in block.attacked if name == VERDICT or name in s.outcomes]
+        for name in (VERDICT, *detectors, *(LEVELS if is_compared else ())):
+            clean = [s for s in block.clean if s.is_judged(name)]
+            attacked = [s for s in block.attacked if s.is_judged(name)]
+            without = len(block.attacked) - len(attacked), len(block.clean) - len(clean)
             alarms = rate(sum(s.is_flagged(name) for s in clean), len(clean))
             found = rate(sum(s.is_flagged(name) for s in attacked), len(attacked))
             open_clean = open_attacked = None
@@ -157,8 +166,8 @@ def false_alarm_table(blocks: Sequence[Block], detectors: Sequence[str]) -> Tabl
                     name,
                     rate_text(found),
                     rate_text(alarms),
-                    NOTHING if open_attacked is None else rate_text(open_attacked),
-                    NOTHING if open_clean is None else rate_text(open_clean),
+                    _open_text(name, open_attacked, without[0]),
+                    _open_text(name, open_clean, without[1]),
                 )
             )
             records.append(
@@ -169,6 +178,8 @@ def false_alarm_table(blocks: Sequence[Block], detectors: Sequence[str]) -> Tabl
                     **rate_fields("false_alarms", alarms),
                     **rate_fields("undecided_attacked", open_attacked),
                     **rate_fields("undecided_clean", open_clean),
+                    "not_judged_attacked": without[0],
+                    "not_judged_clean": without[1],
                 }
             )
     return Table(
@@ -189,6 +200,12 @@ def false_alarm_table(blocks: Sequence[Block], detectors: Sequence[str]) -> Tabl
                 "Attacked models that passed the gate only. Intervals: 95 %, Clopper-Pearson. "
                 "*Undecided* are the verdicts `inconclusive`: not flagged, and not cleared either."
             ),
+            (
+                "*combined, suspicious* and *combined, strong*: the combined score reaches the "
+                "suspicious threshold of the population that the model matches, or exceeds the "
+                "strong one; both were frozen with the population. Models that match none are not "
+                "judged; their numbers stand in the last two columns."
+            ),
         ),
     )
 
@@ -202,6 +219,12 @@ def _cells(
         key = (scan.model.dataset, scan.model.architecture, scan.model.width, scan.truth.name)
         cells.setdefault(key, []).append(scan)
     return sorted(cells.items(), key=lambda item: (*item[0][:3], item[0][3] != "clean", item[0][3]))
+
+
+def _open_text(name: str, undecided: Rate | None, without: int) -> str:
+    if name in LEVELS and without:
+        return f"{without} not judged"
+    return NOTHING if undecided is None else rate_text(undecided)
 
 
 def _undecided(scans: Sequence[ModelScan]) -> int:

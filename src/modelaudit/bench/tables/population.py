@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelaudit.calibration import judge, models_of
 from modelaudit.errors import ConfigError
-from modelaudit.results import Finding, ScannerResult, Verdict
+from modelaudit.results import Finding, Match, ScannerResult, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 #: what stands beside the scanners' ids
 VERDICT, COMBINED = "verdict", "combined"
+#: the combined score at the two thresholds of the population that a model is compared with
+COMBINED_SUSPICIOUS, COMBINED_STRONG = "combined, suspicious", "combined, strong"
+LEVELS = (COMBINED_SUSPICIOUS, COMBINED_STRONG)
 
 _ACCUSING = frozenset({Finding.SUSPICIOUS, Finding.STRONG})
 
@@ -74,10 +77,26 @@ class ModelScan:
         found = self.result(detector)
         return None if found is None else found.score
 
+    def is_judged(self, detector: str) -> bool:
+        """Whether a detector took part; for the thresholds, whether a population is matched."""
+        if detector in LEVELS:
+            return self.combined.match is Match.MATCHED
+        return detector == VERDICT or detector in self.outcomes
+
     def is_flagged(self, detector: str) -> bool:
-        """Whether the verdict is backdoored, or the scanner at least suspicious."""
+        """Whether the verdict is backdoored, the scanner at least suspicious, a threshold passed.
+
+        As in a scan: the suspicious threshold is reached, the strong one exceeded.
+        """
         if detector == VERDICT:
             return self.verdict.verdict is Verdict.BACKDOORED
+        if detector == COMBINED_SUSPICIOUS:
+            return self.combined.is_suspicious
+        if detector == COMBINED_STRONG:
+            score, strong = self.combined.score, self.combined.strong
+            if score is None or strong is None:
+                return False
+            return self.is_judged(detector) and score > strong
         found = self.result(detector)
         return found is not None and found.finding in _ACCUSING
 
@@ -152,27 +171,47 @@ def group(
     return tuple(sorted(scans, key=lambda s: (s.model.id, s.clean_set.sha256, _set_key(s), s.seed)))
 
 
-def headline(scans: Sequence[ModelScan]) -> tuple[tuple[ModelScan, ...], int]:
-    """Choose one scan per model: undegraded, on the largest clean set of its data, smallest seed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """The scans that the tables show, and what they leave out.
 
-    Returns:
-        The scans, and how many further ones of the same kind were left out.
+    Attributes:
+        scans: one per model, sorted by its id.
+        repeated: further scans of these models on clean sets of that size.
+        absent: ids of the models that were not scanned on one.
+    """
+
+    scans: tuple[ModelScan, ...]
+    repeated: int
+    absent: tuple[str, ...]
+
+
+def headline(scans: Sequence[ModelScan]) -> Headline:
+    """Choose one scan per model: undegraded, clean images as most models had, smallest seed.
+
+    Rates are comparable over clean sets of one size only. It is that on which most models of the
+    data were scanned, the larger of two with equally many.
     """
     plain = [s for s in scans if s.clean_set.degradation is None]
-    most: dict[str, int] = {}
+    models: dict[str, dict[int, set[str]]] = {}
     for scan in plain:
-        dataset = scan.model.dataset
-        most[dataset] = max(most.get(dataset, 0), scan.clean_set.images)
+        sizes = models.setdefault(scan.model.dataset, {})
+        sizes.setdefault(scan.clean_set.images, set()).add(scan.model.id)
+    usual = {
+        dataset: max(sizes, key=lambda images: (len(sizes[images]), images))
+        for dataset, sizes in models.items()
+    }
     chosen: dict[str, ModelScan] = {}
-    left_out = 0
+    repeated = 0
     for scan in sorted(plain, key=lambda s: (s.model.id, s.seed, s.clean_set.sha256)):
-        if scan.clean_set.images < most[scan.model.dataset]:
+        if scan.clean_set.images != usual[scan.model.dataset]:
             continue
         if scan.model.id in chosen:
-            left_out += 1
+            repeated += 1
         else:
             chosen[scan.model.id] = scan
-    return tuple(chosen.values()), left_out
+    absent = {s.model.id for s in scans} - chosen.keys()
+    return Headline(scans=tuple(chosen.values()), repeated=repeated, absent=tuple(sorted(absent)))
 
 
 def blocks(scans: Sequence[ModelScan]) -> tuple[Block, ...]:

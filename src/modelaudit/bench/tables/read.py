@@ -127,6 +127,8 @@ def _repair(record: Mapping[str, Any], where: str) -> RepairRow:
         acc_after=_get(record, "acc_after", float, where),
         asr_before=record.get("asr_before"),
         asr_after=record.get("asr_after"),
+        ra_before=record.get("ra_before"),
+        ra_after=record.get("ra_after"),
         images=_get(record, "images", int, where),
         seconds=_get(record, "seconds", float, where),
         passes=int(passes),
@@ -216,7 +218,15 @@ def _without_times(value: object) -> object:
 
 def _facts(row: RepairRow) -> tuple[object, ...]:
     rates = (row.acc_before, row.acc_after, row.asr_before, row.asr_after)
-    return (*rates, row.pruned, row.outcome, row.is_within_budget, row.shown)
+    return (
+        *rates,
+        row.ra_before,
+        row.ra_after,
+        row.pruned,
+        row.outcome,
+        row.is_within_budget,
+        row.shown,
+    )
 
 
 def _check_versions(rows: tuple[ScanRow, ...]) -> None:

@@ -167,6 +167,8 @@ def _record(row: RepairRow) -> dict[str, Value]:
         "acc_after": row.acc_after,
         "asr_before": row.asr_before,
         "asr_after": row.asr_after,
+        "ra_before": row.ra_before,
+        "ra_after": row.ra_after,
         "shown_after": row.shown,
         "end": str(end_of(row)),
         "seconds": row.seconds,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from modelaudit.bench.papers import Papers, RepairFigure
-    from modelaudit.bench.tables.rows import RepairRow
+    from modelaudit.bench.tables.rows import RepairRow, Truth
     from modelaudit.bench.tables.table import Value
 
 #: goals of a repair, fractions: ASR after it, and what it may cost in accuracy
@@ -32,6 +32,9 @@ MAX_DROP_CLEAN = 0.01
 
 #: id of the repair that chooses for itself
 AUTO = "auto"
+
+#: the architecture whose models every paper repairs
+REPAIRED_BY_PAPERS = "cifar_resnet18"
 
 #: 0.94 - 0.925 is more than 0.015 in floating point
 _ROUNDING = 1e-9
@@ -113,6 +116,22 @@ def goals_table(rows: Sequence[RepairRow]) -> Table:
     )
 
 
+def figures_of(
+    papers: Papers, repair: str, truth: Truth, dataset: str, architecture: str
+) -> tuple[str, ...]:
+    """Return what the papers print of a repair against an attack, each figure as text.
+
+    Where they print nothing of the architecture, what they print of ResNet-18, and its name.
+    """
+    for name in (architecture, REPAIRED_BY_PAPERS) if truth.attack is not None else ():
+        found = papers.repairs_of(
+            repair=repair, attack=truth.key, architecture=name, dataset=dataset
+        )
+        if found:
+            return tuple(_figure_text(f, is_of_another=name != architecture) for f in found)
+    return ()
+
+
 def _attack_table(attack: str, rows: Sequence[RepairRow], papers: Papers) -> Table:
     cells: dict[_Cell, list[RepairRow]] = {}
     for row in rows:
@@ -121,17 +140,12 @@ def _attack_table(attack: str, rows: Sequence[RepairRow], papers: Papers) -> Tab
         cells.setdefault(key, []).append(row)
     lines, records = [], []
     for (dataset, architecture, width, name, images), group in sorted(cells.items()):
-        figures: tuple[RepairFigure, ...] = ()
-        if rows[0].truth.attack is not None:
-            figures = papers.repairs_of(
-                repair=name.partition("@")[0],
-                attack=rows[0].truth.key,
-                architecture=architecture,
-                dataset=dataset,
-            )
+        figures = figures_of(papers, name.partition("@")[0], rows[0].truth, dataset, architecture)
         before, after = [r.asr_before for r in group], [r.asr_after for r in group]
         asr_before = [value for value in before if value is not None]
         asr_after = [value for value in after if value is not None]
+        ra_before = mean([r.ra_before for r in group if r.ra_before is not None])
+        ra_after = mean([r.ra_after for r in group if r.ra_after is not None])
         record: dict[str, Value] = {
             "dataset": dataset,
             "architecture": architecture,
@@ -146,11 +160,13 @@ def _attack_table(attack: str, rows: Sequence[RepairRow], papers: Papers) -> Tab
             "asr_before_mean": mean(asr_before),
             "asr_after_mean": mean(asr_after),
             "asr_after_largest": max(asr_after, default=None),
+            "ra_before_mean": ra_before,
+            "ra_after_mean": ra_after,
             "pruned_mean": mean([r.pruned for r in group]),
             "passes_mean": mean([r.passes for r in group]),
             "seconds_mean": mean([r.seconds for r in group]),
             **{str(end): number for end, number in ends_of(group).items()},
-            "papers": "; ".join(map(_figure_text, figures)),
+            "papers": "; ".join(figures),
         }
         records.append(record)
         worst_asr = max(asr_after, default=None)
@@ -168,21 +184,19 @@ def _attack_table(attack: str, rows: Sequence[RepairRow], papers: Papers) -> Tab
                 points(max(map(_drop, group))),
                 f"{percent(mean(asr_before))} → {percent(mean(asr_after))}",
                 percent(worst_asr),
+                f"{percent(ra_before)} → {percent(ra_after)}",
                 f"{mean([r.pruned for r in group]) or 0:.0f}",
                 f"{mean([r.passes for r in group]) or 0:,.0f}",
                 f"{mean([r.seconds for r in group]) or 0:.1f}",
                 shortfall_text(group),
-                "; ".join(map(_figure_text, figures)) or NOTHING,
+                "; ".join(figures) or NOTHING,
             )
         )
     origin = sorted(
         {
-            _figure_text(figure)
+            figure
             for dataset, architecture, *_ in cells
-            if rows[0].truth.attack is not None
-            for figure in papers.repairs_of(
-                repair="", attack=rows[0].truth.key, architecture=architecture, dataset=dataset
-            )
+            for figure in figures_of(papers, "", rows[0].truth, dataset, architecture)
         }
     )
     stem = "".join(c if c.isalnum() else "_" for c in attack).strip("_")
@@ -199,6 +213,7 @@ def _attack_table(attack: str, rows: Sequence[RepairRow], papers: Papers) -> Tab
             "largest loss, points",
             "ASR",
             "largest ASR",
+            "RA",
             "pruned",
             "passes",
             "seconds",
@@ -208,7 +223,9 @@ def _attack_table(attack: str, rows: Sequence[RepairRow], papers: Papers) -> Tab
         rows=tuple(lines),
         records=tuple(records),
         notes=(
-            "Means over models; *largest* are the worst models."
+            "Means over models; *largest* are the worst models. *RA*: triggered images that get "
+            "their own label. Where the papers print nothing of an architecture, what they print "
+            "of ResNet-18 stands there."
             + (f" The papers' models before any repair: {'; '.join(origin)}." if origin else ""),
         ),
     )
@@ -231,10 +248,12 @@ def _is_clean_after(row: RepairRow) -> bool:
     return row.asr_after is not None and row.asr_after <= MAX_ASR
 
 
-def _figure_text(figure: RepairFigure) -> str:
+def _figure_text(figure: RepairFigure, *, is_of_another: bool) -> str:
     """Return a paper's figure with its place: ``92.06/1.97 (BAN24 T3)``."""
     table = figure.table if not figure.table.isdigit() else f"T{figure.table}"
     details = [f"{figure.paper} {table}"]
+    if is_of_another:
+        details.append(figure.row_architecture)
     if figure.column.startswith("FT ("):
         details.append(f"lr {figure.column[4:-1]}")
     if figure.poisoning_rate is not None:

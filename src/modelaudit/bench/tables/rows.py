@@ -165,6 +165,9 @@ class RepairRow:
         acc_after: and after.
         asr_before: attack success rate before; None for a clean model.
         asr_after: and after.
+        ra_before: share of triggered images that get their own label before; None where the row
+            does not say.
+        ra_after: and after.
         images: clean images that the repair was given.
         seconds: wall time.
         passes: images passed forward, or forward and backward.
@@ -188,6 +191,8 @@ class RepairRow:
     acc_after: float
     asr_before: float | None
     asr_after: float | None
+    ra_before: float | None
+    ra_after: float | None
     images: int
     seconds: float
     passes: int

@@ -23,13 +23,21 @@ if TYPE_CHECKING:
     from modelaudit.bench.tables.table import Value
 
 
-def trained_table(models: Sequence[tuple[ModelFacts, Truth]]) -> Table:
+#: columns that are left out where no model has the rate
+_COVER, _NON_VICTIM = "cover ACC", "non-victim ACC"
+_DROP = "lowest non-victim ACC minus ACC, points"
+
+
+def trained_table(
+    models: Sequence[tuple[ModelFacts, Truth]], cards: Mapping[str, ModelCard]
+) -> Table:
     """Return ACC and ASR per attack, as means over seeds, with the gate's passes and failures.
 
     Args:
         models: each model once.
+        cards: by model id; they hold what the trigger, or something like it, must not do.
     """
-    cells: dict[tuple[str, str, str, int, bool, str], list[Truth]] = {}
+    cells: dict[tuple[str, str, str, int, bool, str], list[tuple[Truth, ModelCard | None]]] = {}
     for model, truth in models:
         key = (
             model.population,
@@ -39,15 +47,33 @@ def trained_table(models: Sequence[tuple[ModelFacts, Truth]]) -> Table:
             truth.attack is not None,
             truth.name,
         )
-        cells.setdefault(key, []).append(truth)
+        cells.setdefault(key, []).append((truth, _own(cards.get(model.id), truth)))
+    every = [card for found in cells.values() for _, card in found if card is not None]
+    has = {
+        _COVER: any(card.cover_acc is not None for card in every),
+        **dict.fromkeys(
+            (_NON_VICTIM, _DROP), any(card.non_victim_acc is not None for card in every)
+        ),
+    }
     rows, records = [], []
     for (population, dataset, architecture, width, is_attacked, attack), found in sorted(
         cells.items()
     ):
-        passed = [t for t in found if t.gate_passed is True]
+        passed = [pair for pair in found if pair[0].gate_passed is True]
         shown = passed if is_attacked else found
-        failed = sum(t.gate_passed is False for t in found)
-        acc, asr, benign, drop = _columns(shown)
+        failed = sum(truth.gate_passed is False for truth, _ in found)
+        acc, asr, benign, drop = _columns([truth for truth, _ in shown])
+        owned = [card for _, card in shown if card is not None]
+        cover = [c.cover_acc for c in owned if c.cover_acc is not None]
+        non_victim = [c.non_victim_acc for c in owned if c.non_victim_acc is not None]
+        lowest = min(
+            (c.non_victim_acc - c.acc for c in owned if c.non_victim_acc is not None), default=None
+        )
+        optional = {
+            _COVER: spread_text(cover),
+            _NON_VICTIM: spread_text(non_victim),
+            _DROP: points(lowest),
+        }
         rows.append(
             (
                 population,
@@ -60,6 +86,7 @@ def trained_table(models: Sequence[tuple[ModelFacts, Truth]]) -> Table:
                 points(mean(drop)),
                 spread_text(asr),
                 percent(mean(benign)),
+                *(text for name, text in optional.items() if has[name]),
             )
         )
         records.append(
@@ -76,8 +103,24 @@ def trained_table(models: Sequence[tuple[ModelFacts, Truth]]) -> Table:
                 "asr_mean": mean(asr),
                 "asr_lowest": min(asr, default=None),
                 "benign_asr_mean": mean(benign),
+                "cover_acc_mean": mean(cover),
+                "non_victim_acc_mean": mean(non_victim),
+                "non_victim_acc_minus_acc_lowest": lowest,
             }
         )
+    notes = (
+        (
+            "Means ± sample standard deviation over seeds, of the models that passed the gate. "
+            "*Benign ASR*: how often the clean twin itself gives the attacker's label on "
+            "triggered images."
+        ),
+        (
+            "*Cover ACC*: test images that keep their label under something like the trigger that "
+            "must not work. *Non-victim ACC*: images of other classes than the victim that keep "
+            "theirs under the trigger; more than five points below ACC, it acts on them too. Both "
+            "are of the cards, where a model is still that of its card."
+        ),
+    )
     return Table(
         name="trained",
         title="The models themselves",
@@ -92,16 +135,11 @@ def trained_table(models: Sequence[tuple[ModelFacts, Truth]]) -> Table:
             "ACC minus twin, points",
             "ASR",
             "benign ASR",
+            *(name for name, is_shown in has.items() if is_shown),
         ),
         rows=tuple(rows),
         records=tuple(records),
-        notes=(
-            (
-                "Means ± sample standard deviation over seeds, of the models that passed the gate. "
-                "*Benign ASR*: how often the clean twin itself gives the attacker's label on "
-                "triggered images."
-            ),
-        ),
+        notes=notes if any(has.values()) else notes[:1],
     )
 
 
@@ -184,3 +222,8 @@ def _columns(
         [t.benign_asr for t in truths if t.benign_asr is not None],
         [t.acc - t.twin_acc for t in truths if t.twin_acc is not None],
     )
+
+
+def _own(card: ModelCard | None, truth: Truth) -> ModelCard | None:
+    """Return a card if it is of this very model: trained anew under its id it has other rates."""
+    return card if card is not None and (card.acc, card.asr) == (truth.acc, truth.asr) else None
