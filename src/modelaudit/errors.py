@@ -5,8 +5,8 @@
     ModelAuditError
     ├─ ConfigError                     an option is out of range or unknown
     ├─ CheckpointError
-    │  ├─ UnsafeCheckpointError        would execute code, or refused by a limit
-    │  ├─ CorruptCheckpointError       the file contradicts itself, or is not a checkpoint
+    │  ├─ UnsafeCheckpointError        would execute code, is ambiguous, or hides what it is
+    │  ├─ CorruptCheckpointError       missing, damaged, over a limit, or not a checkpoint
     │  └─ UnknownArchitectureError     no registered architecture fits
     ├─ DataError                       folder, image or label problem
     ├─ TooFewImagesError               too few clean images to tell how the model is run

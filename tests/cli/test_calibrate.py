@@ -169,7 +169,7 @@ def _point(name: str) -> Any:
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("models/x.json", "lies in a folder that is scanned"),
+        ("models/x.json", "lies in a folder that is read"),
         ("models", "is a directory"),
         ("none/x.json", "cannot be written"),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,30 +71,58 @@ def test_the_cli_page_explains_only_options_that_exist() -> None:
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
 @pytest.mark.parametrize(
-    ("status", "said", "is_moved"),
+    ("status", "report", "said", "is_moved"),
     [
-        (0, "admitted: model.pt", False),
-        (1, "backdoored, target labels: 3 7", True),
-        (3, "refused:", True),
-        (4, "no verdict", False),
-        (5, "no verdict", False),
-        (70, "", False),
+        (0, "{}", "admitted: model.pt", False),
+        (1, '{"verdict": "backdoored", "target_labels": [3, 7]}', "target labels: 3 7", True),
+        (
+            1,
+            '{"verdict": "backdoored", "target_labels": [], "pattern": "all_to_all"}',
+            "backdoored, pattern: all_to_all",
+            True,
+        ),
+        (3, "{}", "refused:", True),
+        (4, "{}", "no verdict", False),
+        (5, "{}", "no verdict", False),
+        (70, "{}", "", False),
     ],
 )
 def test_the_readmes_pipeline_acts_on_every_status(
-    tmp_path: Path, status: int, said: str, is_moved: bool
+    tmp_path: Path, status: int, report: str, said: str, is_moved: bool
 ) -> None:
+    result = run_pipeline(tmp_path, status, report)
+    assert result.returncode == status
+    assert said in result.stdout
+    assert (tmp_path / "quarantine" / "model.pt").exists() is is_moved
+    assert (tmp_path / "model.pt").exists() is not is_moved
+    assert bool(result.stderr) is (status == 70)
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
+@pytest.mark.parametrize("report", ["", '{"verdict": "clean", "target_labels": []}'])
+def test_the_pipeline_takes_no_broken_installation_for_a_backdoor(
+    tmp_path: Path, report: str
+) -> None:
+    # Python itself ends with 1 where a package cannot be imported; an older report is no evidence.
+    (tmp_path / "report.json").write_text('{"verdict": "backdoored", "target_labels": [1]}')
+    result = run_pipeline(tmp_path, 1, report)
+    assert result.returncode == 70
+    assert (tmp_path / "model.pt").exists()
+
+
+def run_pipeline(tmp_path: Path, status: int, report: str) -> subprocess.CompletedProcess[str]:
+    """Run the README's script beside a command that ends so; it writes no empty report."""
     (tmp_path / "intake.sh").write_text(block(README, "<!-- intake.sh -->"))
     stub = tmp_path / "bin" / "modelaudit"
     stub.parent.mkdir()
     stub.write_text(
         '#!/bin/sh\nwhile [ "$1" != --output ]; do shift; done\n'
-        f'echo \'{{"target_labels": [3, 7]}}\' > "$2"\nexit {status}\n'
+        f'{f"echo {shlex.quote(report)} > " if report else ": "}"$2"\nexit {status}\n'
     )
     stub.chmod(0o755)
     (stub.parent / "python3").symlink_to(sys.executable)
     (tmp_path / "model.pt").write_bytes(b"weights")
-    result = subprocess.run(
+    return subprocess.run(
         ["sh", "intake.sh", "model.pt", "clean"],
         cwd=tmp_path,
         env={"PATH": f"{stub.parent}{os.pathsep}{os.environ['PATH']}"},
@@ -102,8 +131,3 @@ def test_the_readmes_pipeline_acts_on_every_status(
         check=False,
         timeout=60,
     )
-    assert result.returncode == status
-    assert said in result.stdout
-    assert (tmp_path / "quarantine" / "model.pt").exists() is is_moved
-    assert (tmp_path / "model.pt").exists() is not is_moved
-    assert bool(result.stderr) is (status == 70)

@@ -84,7 +84,7 @@ def test_a_failed_scan_writes_its_report_too(
         ("circle", "is a symbolic link to itself"),
         ("model.pt", "would overwrite an input"),
         ("link", "would overwrite an input"),
-        ("clean/x", "lies in a folder that is scanned"),
+        ("clean/x", "lies in a folder that is read"),
     ],
 )
 def test_unusable_paths_are_refused_before_any_work(

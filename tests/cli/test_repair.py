@@ -129,7 +129,7 @@ def test_a_report_replaces_the_scan(
         ([], "--out expects the file to write"),
         (["--out", "{model}"], "would overwrite an input"),
         (["--out", "{folder}"], "is a directory"),
-        (["--out", "{data}/x.safetensors"], "lies in a folder that is scanned"),
+        (["--out", "{data}/x.safetensors"], "lies in a folder that is read"),
         (["--out", "{folder}/a", "--output", "{folder}/a"], "are both"),
         (["--out", "{folder}/none/a"], "cannot be written"),
         (["--out", "{folder}/a", "--max-accuracy-drop", "2"], "must lie in 0 to 1"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import torch
 from modelaudit.checkpoint.write import encode_safetensors
 from modelaudit.engine import ScanRequest
 from modelaudit.engine.calibrate import calibrate, checkpoints_in
-from modelaudit.errors import ConfigError
+from modelaudit.errors import ConfigError, DataError
 from modelaudit.progress import NoProgress
 from modelaudit.results import Finding
 from modelaudit.scanners import CleanImages, Observation, ScanContext
@@ -135,6 +136,14 @@ def test_too_few_usable_models_are_an_error_with_the_reasons(
     (tmp_path / "a.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"none of the 1 files .* is usable: a\.pt: .*empty"):
         run(template, folder=tmp_path)
+
+
+def test_a_clean_set_that_cannot_be_used_ends_it_at_once(
+    template: ScanRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, scanner_class("sum", logit_sum))
+    with pytest.raises(DataError, match="nowhere"):
+        run(replace(template, data=tmp_path / "nowhere"))
 
 
 def test_a_folder_without_files_and_no_folder_are_refused(tmp_path: Path) -> None:

@@ -249,7 +249,8 @@ def test_an_open_preprocessing_rules_out_clean(
     _instead_of_fit(monkeypatch, preprocessing_is_certain=False)
     (obstacle,) = opened(checkpoint, data).obstacles_to_clean
     assert obstacle.reason_code == "MA-V507"
-    assert obstacle.reason.endswith("give --preprocess")
+    assert obstacle.reason.endswith("from unlabelled images")
+    assert obstacle.next_step.startswith("give --preprocess, or --mean and --std")
 
 
 @pytest.mark.parametrize(("accuracy", "shown"), [(0.3125, "31.2%"), (None, "unknown")])

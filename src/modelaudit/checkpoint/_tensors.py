@@ -65,8 +65,8 @@ def build_tensors(
     if total > limits.expanded_bytes(file_bytes):
         raise CorruptCheckpointError(
             f"{name} would expand from {file_bytes:,} to {total:,} bytes "
-            f"(limit {limits.expanded_bytes(file_bytes):,}); raise the expansion limit "
-            "if you trust it"
+            f"(limit {limits.expanded_bytes(file_bytes):,}); no option "
+            "raises that"
         )
     views: dict[tuple[str, str], Tensor] = {}
     return OrderedDict((key, _built(record, parsed, views)) for key, record in records.items())

@@ -283,7 +283,7 @@ class Archive:
         if total > limit:
             raise CorruptCheckpointError(
                 f"{self._name} would expand from {size:,} to {total:,} bytes (limit {limit:,}); "
-                "raise the expansion limit if you trust it"
+                "no option raises that"
             )
 
     # ---- contents ----

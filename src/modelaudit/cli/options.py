@@ -29,6 +29,14 @@ ScannerIds = Annotated[
         show_default="all",
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Key of the file under which the weights are that you use, as in state_dict_ema.",
+        metavar="KEY",
+        show_default="worked out",
+    ),
+]
 Arch = Annotated[
     str | None,
     typer.Option(
@@ -82,7 +90,7 @@ MaxImages = Annotated[int, typer.Option(help="Clean images used at most.", metav
 Mixture = Annotated[
     Path | None,
     typer.Option(
-        help="A suspect training set, nobody knowing which images are poisoned.",
+        help="Suspect training set for dde and prune_dde; labels are not needed.",
         metavar="DIR",
         show_default=False,
     ),

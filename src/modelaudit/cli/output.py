@@ -115,7 +115,7 @@ def _check_target(
     if path.exists() and any(f.exists() and path.samefile(f) for f in files):
         raise ConfigError(f"{what} would overwrite an input; choose another")
     if any(path.is_relative_to(_real(folder)) for folder in folders):
-        raise ConfigError(f"{what} lies in a folder that is scanned; choose another")
+        raise ConfigError(f"{what} lies in a folder that is read; choose another")
 
 
 def _open_temporary(path: Path) -> tuple[int, Path]:

@@ -49,7 +49,7 @@ def repair(
         float,
         typer.Option(
             help="Clean accuracy that the repair may cost on held-out images, as a fraction; "
-            "where the cheapest of equals is taken, with an allowance for its luck.",
+            "if auto picks the cheapest of several, some is added to its loss.",
             metavar="X",
         ),
     ] = 0.02,
@@ -57,7 +57,11 @@ def repair(
         bool, typer.Option("--force", help="Write a repair that costs more than that, too.")
     ] = False,
     is_dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be changed; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Try all of auto's list, or the method; scan nothing again, write nothing.",
+        ),
     ] = False,
     keep_format: Annotated[
         bool,
@@ -76,6 +80,7 @@ def repair(
             show_default=False,
         ),
     ] = None,
+    weights: options.Weights = None,
     arch: options.Arch = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -111,6 +116,7 @@ def repair(
         checkpoint=checkpoint,
         data=data,
         scanners=tuple(scanner or ()),
+        weights=weights,
         arch=arch,
         preprocessing=options.parse_preprocessing(mean, std, preprocess),
         input_size=input_size,

@@ -17,7 +17,7 @@ from modelaudit.engine.rescan import (
     unwitnessed_pushes,
 )
 from modelaudit.engine.scan import audit
-from modelaudit.errors import UnmetNeedError
+from modelaudit.errors import RepairError, UnmetNeedError
 from modelaudit.hardware import fast_dtype
 from modelaudit.repair_results import RepairAttempt, ScanSummary
 from modelaudit.repairs import RepairContext, measure
@@ -133,7 +133,7 @@ def attempt(
 
     Returns:
         The attempt, not yet judged by its budget. A need that is not met is an attempt that did
-        nothing; in a dry run nothing is scanned again.
+        nothing, and so is one of `auto` that fails; in a dry run nothing is scanned again.
     """
     suspect = opened.suspect
     start = suspect if onto is None or onto.suspect is None else onto.suspect
@@ -154,7 +154,10 @@ def attempt(
     )
     try:
         made = repair.repair(start, images.data, context=context)
-    except UnmetNeedError as err:
+    except RepairError as err:
+        # A later repair that fails takes nothing from what an earlier one has made.
+        if request.method != "auto" and not isinstance(err, UnmetNeedError):
+            raise
         failed = RepairAttempt(id=repair.full_id, version=repair.version, failure=str(err))
         return Attempt(record=failed)
     finally:

@@ -12,7 +12,7 @@ from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.scan import audit, circumstances
 from modelaudit.engine.versions import versions
-from modelaudit.errors import CheckpointError, ConfigError, ModelAuditError
+from modelaudit.errors import CheckpointError, ConfigError, DataError, ModelAuditError
 from modelaudit.results import Verdict
 from modelaudit.verdict import decide
 
@@ -63,6 +63,7 @@ def calibrate(
 
     Raises:
         ConfigError: the folder or an option cannot be used, or too few models could be scanned.
+        DataError: the clean set cannot be used.
     """
     paths = checkpoints_in(folder)
     build_scanners(template.scanners, template.settings)
@@ -84,7 +85,8 @@ def calibrate(
             else:
                 try:
                     models[digest] = scan_clean_model(path, template, progress=progress)
-                except ConfigError:
+                except (ConfigError, DataError):
+                    # Of the options and the clean set, which are every model's.
                     raise
                 except ModelAuditError as err:
                     unreadable.append((path.name, str(err)))

@@ -44,8 +44,8 @@ _GREY = 2.5 / 255
 
 _OPEN_PREPROCESSING = Obstacle(
     reason_code="MA-V507",
-    reason="this model's preprocessing cannot be told from unlabelled images; give --preprocess",
-    next_step="give what is missing, then scan again",
+    reason="this model's preprocessing cannot be told from unlabelled images",
+    next_step="give --preprocess, or --mean and --std, then scan again",
 )
 
 
