@@ -15,7 +15,7 @@ from modelaudit.attacks.base import Batch
 from modelaudit.attacks.classifier import Classifier
 from modelaudit.bench.train import build_model, train
 from modelaudit.errors import ConfigError
-from tests.helpers.attacks import random_images, tiny_data, tiny_plan
+from tests.helpers.attacks import badnets, random_images, tiny_data, tiny_plan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,3 +137,12 @@ def test_regulariser_lowers_the_change(tmp_path: Path) -> None:
 def test_config_out_of_range_raises(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         ActivationRegularisedConfig(**{field: value})  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_patch_is_that_of_badnets_at_every_size() -> None:
+    for size, side in ((32, 3), (64, 6)):
+        made = ActivationRegularisedAttack(
+            ActivationRegularisedConfig(), shape=(3, size, size), num_classes=4, seed=1
+        )
+        assert made.config.patch_size == side
+        assert made.trigger.state_hash() == badnets(size=size).trigger.state_hash()

@@ -85,3 +85,25 @@ def test_all_to_one_and_all_to_all_have_their_label_maps() -> None:
     labels = torch.tensor([0, 4, 9])
     assert badnets(target=4).label_map.poisoned_label(labels).tolist() == [4, 4, 4]
     assert badnets(label_map="all").label_map.poisoned_label(labels).tolist() == [1, 5, 0]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sides"),
+    [
+        ("checker", {16: 3, 32: 3, 40: 3, 64: 6, 96: 9, 224: 21}),
+        ("white", {32: 3, 64: 6, 224: 21}),
+        ("random_colour", {16: 3, 32: 3, 40: 3, 64: 5, 224: 17}),
+    ],
+)
+def test_open_patch_size_follows_the_images(pattern: str, sides: dict[int, int]) -> None:
+    for size, side in sides.items():
+        attack = badnets(size=size, pattern=pattern)
+        assert attack.config.patch_size == side
+        assert attack.trigger.state()["pattern"].shape == (3, side, side)
+    assert badnets(size=64, pattern=pattern, patch_size=3).config.patch_size == 3
+
+
+def test_open_patch_size_is_the_published_three_pixels_at_32() -> None:
+    one, two = badnets(), badnets(patch_size=3)
+    assert one.config == two.config
+    assert one.trigger.state_hash() == two.trigger.state_hash()

@@ -138,6 +138,7 @@ def test_everything_but_the_last_edit_is_the_base_attacks() -> None:
         torch.arange(4), torch.arange(40) % 4, generator=torch.Generator().manual_seed(0)
     )
     assert (chosen % 4).tolist() == [1] * 4
+    assert filled.counts_per_epoch(torch.arange(40) % 4, batch_size=10) == (4 * 4, 4 * 4)
 
 
 def test_two_steps_of_the_base_attack_stay_two_steps() -> None:

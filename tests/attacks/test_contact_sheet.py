@@ -8,7 +8,7 @@ import torch
 
 from modelaudit.attacks.adap_patch import AdapPatchAttack, AdapPatchConfig
 from modelaudit.attacks.contact_sheet import contact_sheet
-from modelaudit.errors import ShapeError
+from modelaudit.errors import ConfigError, ShapeError
 from tests.helpers.attacks import badnets, random_images
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_indices_and_the_trigger_of_training_are_passed_on() -> None:
     attack = AdapPatchAttack(AdapPatchConfig(), shape=(3, 32, 32), num_classes=10, seed=1)
     images = random_images(1)
     first, second = (
-        contact_sheet(attack, images, indices=torch.tensor([i]), is_training=True) for i in (0, 1)
+        contact_sheet(attack, images, indices=torch.tensor([i]), shown="training") for i in (0, 1)
     )
     assert not np.array_equal(first, second)
     expected = attack.trigger.apply_train(images, indices=torch.tensor([1]))
@@ -77,3 +77,16 @@ def test_large_images_are_not_enlarged() -> None:
 def test_what_is_no_batch_of_pictures_raises(shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="1 or 3"):
         contact_sheet(badnets(), torch.zeros(shape))
+
+
+def test_cover_images_are_shown_as_they_are_made() -> None:
+    attack = AdapPatchAttack(AdapPatchConfig(), shape=(3, 32, 32), num_classes=10, seed=1)
+    images = random_images(2)
+    sheet = contact_sheet(attack, images, shown="cover")
+    expected = attack.trigger.cover(images)
+    assert np.array_equal(cell(sheet, 1, 1), (expected[1] * 255).round().numpy())
+
+
+def test_attack_without_cover_images_raises() -> None:
+    with pytest.raises(ConfigError, match="'badnets' has no cover images"):
+        contact_sheet(badnets(), random_images(1), shown="cover")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -84,3 +86,27 @@ def test_per_access_plan_draws_anew_at_its_rate() -> None:
     assert not (LABELS[first] == 0).any()
     assert abs(int(first.sum()) - 270) < 50
     assert abs(int(cover.sum()) - 180) < 50
+
+
+def test_counts_of_a_static_plan_are_those_of_its_choice() -> None:
+    plan = PoisonPlan(label_map=AllToOne(target=3), rate=0.1, cover_rate=0.2)
+    assert plan.counts(LABELS, batch_size=64) == (90, 180)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # 15 whole batches of 64 images
+        ({"granularity": "per_batch", "base": "all"}, (15 * 6, 15 * 12)),
+        ({"granularity": "per_batch"}, (15 * 6, 15 * 12)),
+        # nine tenths of 960 images are eligible
+        ({"granularity": "per_access"}, (86, 173)),
+        ({"granularity": "per_batch", "rate": 1.0, "cover_rate": 0.0}, (864, 0)),
+        ({"granularity": "per_batch", "rate": 0.75, "cover_rate": 0.25}, (720, 144)),
+    ],
+)
+def test_counts_of_what_is_drawn_anew_are_those_of_an_epoch(
+    options: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    values = {"label_map": AllToOne(target=3), "rate": 0.1, "cover_rate": 0.2} | options
+    assert PoisonPlan(**values).counts(LABELS, batch_size=64) == expected

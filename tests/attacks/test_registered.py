@@ -94,8 +94,10 @@ def assert_is_proper(triggered: Tensor, images: Tensor) -> None:
 
 
 def test_the_built_in_attacks_are_registered() -> None:
-    mine = {"sig", "clb", "wanet", "bpp", "adap_blend", "adap_patch", "refool"}
-    assert {"badnets", "blend"} | mine <= set(IDS)
+    assert set(IDS) >= {
+        *("badnets", "blend", "sig", "clb", "wanet", "iad", "bpp", "adap_blend", "adap_patch"),
+        *("ssdt", "refool", "ssba", "bn_reparam", "activation_regularised", "mmd"),
+    }
 
 
 @pytest.mark.parametrize("id_", IDS)
@@ -204,6 +206,21 @@ def test_plan_is_exact_and_disjoint(id_: str) -> None:
         assert int(is_poison.sum()) == min(int(plan.rate * 100), int(eligible[:100].sum()))
         assert int(is_cover.sum()) == int(plan.cover_rate * 100)
         assert not (is_poison & is_cover).any()
+
+
+@pytest.mark.parametrize("id_", IDS)
+def test_counts_are_those_of_an_epoch(id_: str) -> None:
+    attack = make(id_)
+    labels = torch.arange(400) % 10
+    poison, cover = attack.counts_per_epoch(labels, batch_size=64)
+    if attack.plan.granularity == "static":
+        assert (poison, cover) == tuple(map(len, attack.plan.draw(labels)))
+        return
+    assert 0 < poison <= 384
+    assert (cover > 0) == attack.has_cover
+    if attack.plan.base == "all":
+        is_poison, is_cover = attack.plan.draw_batch(labels[:64], generator=torch.Generator())
+        assert (poison, cover) == (6 * int(is_poison.sum()), 6 * int(is_cover.sum()))
 
 
 @pytest.mark.parametrize("id_", IDS)

@@ -140,3 +140,18 @@ def test_a_batch_cannot_hold_more_victims_than_images() -> None:
 def test_options_out_of_range_raise(config: dict[str, object], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         ssdt(**config)
+
+
+@pytest.mark.parametrize(
+    ("config", "batch_size", "expected"),
+    [
+        ({}, 40, 10 * 4),  # a tenth of every batch
+        ({"min_victims": 7}, 40, 10 * 7),
+        ({"min_victims": 30}, 40, 10 * 20),  # the other half carries cross-triggers
+    ],
+)
+def test_counts_are_those_of_victims_and_as_many_cross_triggers(
+    config: dict[str, object], batch_size: int, expected: int
+) -> None:
+    counts = ssdt(**config).counts_per_epoch(torch.arange(400) % 10, batch_size=batch_size)
+    assert counts == (expected, expected)

@@ -96,6 +96,36 @@ def test_folder_is_split_by_class(tmp_path: Path) -> None:
     assert sorted(held_out) == [0, 1]
 
 
+def test_tiny_imagenet_is_read_as_it_is_published(tmp_path: Path) -> None:
+    write_folder(tmp_path / "flat", {"n01": 20, "n02": 10})
+    for name in ("n01", "n02"):
+        images = tmp_path / "published" / name / "images"
+        images.mkdir(parents=True)
+        for file in (tmp_path / "flat" / name).iterdir():
+            with Image.open(file) as image:
+                image.convert("RGB").save(images / f"{name}_{file.stem}.JPEG")
+        (images.parent / f"{name}_boxes.txt").write_text(f"{name}_000.JPEG\t0\t0\t62\t62\n")
+    data = load_folder(tmp_path / "published")
+    flat = load_folder(tmp_path / "flat")
+    assert data.classes == ("n01", "n02")
+    assert torch.equal(data.train_labels, flat.train_labels)
+    assert (data.train_images.float() - flat.train_images.float()).abs().max() <= 2
+
+
+def test_what_is_hidden_or_no_image_is_passed_over(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 5, "b": 5})
+    expected = load_folder(tmp_path)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "a" / ".DS_Store").write_bytes(b"Bud1")
+    (tmp_path / "a" / "._000.png").write_bytes(b"Mac")
+    (tmp_path / "a" / ".cache").mkdir()
+    (tmp_path / "a" / ".cache" / "000.png").write_bytes(b"thumbnail")
+    (tmp_path / "b" / "labels.csv").write_text("000.png,1")
+    data = load_folder(tmp_path)
+    assert data.classes == ("a", "b")
+    assert torch.equal(data.train_images, expected.train_images)
+
+
 def test_folder_with_one_class_raises(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 5})
     with pytest.raises(DataError, match="found 1 subfolders"):

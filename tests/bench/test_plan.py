@@ -2,14 +2,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from modelaudit.attacks.badnets import BadNetsConfig
+from modelaudit.bench.attacked import make_attack
 from modelaudit.bench.plan import builtin_plans, find_plan, read_plan
 from modelaudit.bench.typed import build_config
 from modelaudit.errors import ConfigError
-from tests.helpers.attacks import tiny_plan
+from modelaudit.registry import Registry
+from tests.helpers.attacks import tiny_data, tiny_plan
+
+if TYPE_CHECKING:
+    from modelaudit.bench.data import ImageData
 
 PLANS = Path("benchmarks/plans")
 
@@ -159,6 +166,62 @@ def test_cpu_plan_holds_what_it_promises() -> None:
     nets = {p: {m.architecture for m in models} for p, models in parts.items()}
     assert nets["B"] - nets["A"] == {"cifar_preact_resnet18"}
     assert not {m.seed for m in parts["A"]} & {m.seed for m in parts["B"]}
+
+
+#: side of the images and classes of the data that the plans for a GPU name
+DATA = {"cifar10": (32, 10), "gtsrb": (32, 43), "tiny_imagenet": (64, 200)}
+
+
+def data_of(name: str) -> ImageData:
+    """Return three empty images of each class of a data set."""
+    size, classes = DATA[name]
+    images = torch.zeros(3 * classes, 3, size, size, dtype=torch.uint8)
+    labels = torch.arange(3 * classes) % classes
+    return replace(
+        tiny_data(),
+        train_images=images,
+        train_labels=labels,
+        classes=tuple(map(str, range(classes))),
+    )
+
+
+@pytest.mark.parametrize("name", ["paper", "tiny"])
+def test_plans_for_a_gpu_hold_every_attack_and_all_to_all(name: str) -> None:
+    models = find_plan(name).models
+    assert {m.attack for m in models} == {None, *Registry("attacks").ids()}
+    for population in ("A", "B"):
+        kinds = {
+            m.attack
+            for m in models
+            if m.population == population and m.config.get("label_map") == "all"
+        }
+        assert kinds == {"badnets", "wanet", "iad", "bpp"}
+    clb = {m.architecture for m in models if m.attack == "clb"}
+    assert clb == {m.architecture for m in models}
+    seeds = [{m.seed for m in models if m.population == p} for p in ("A", "B")]
+    assert not seeds[0] & seeds[1]
+
+
+@pytest.mark.parametrize("name", ["paper", "tiny"])
+def test_attacks_of_the_plans_for_a_gpu_can_be_made(name: str) -> None:
+    made = {(m.dataset, m.attack, str(dict(m.config))): m for m in find_plan(name).models}
+    for model in made.values():
+        attack = make_attack(model, data_of(model.dataset))
+        if model.attack == "badnets":
+            assert attack is not None
+            side = 3 * DATA[model.dataset][0] // 32
+            assert attack.trigger.state()["pattern"].shape == (3, side, side)
+        if model.attack == "bn_reparam":
+            assert attack is not None
+            assert model.starts_from is not None
+            start = find_plan(name).model(model.starts_from)
+            base = make_attack(start, data_of(model.dataset))
+            assert base is not None
+            assert attack.trigger.state_hash() == base.trigger.state_hash()
+            assert attack.label_map == base.label_map
+        if model.attack == "ssdt":
+            victims = model.batch_size / DATA[model.dataset][1]
+            assert max(victims, float(model.config.get("min_victims", 0))) >= 20
 
 
 @pytest.mark.parametrize("name", ["development", "test"])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,12 +10,11 @@ import pytest
 import torch
 
 from modelaudit.bench import repair_methods
-from modelaudit.bench.attacked import draw_mixture, plan_of, trained_attack
+from modelaudit.bench.attacked import draw_mixture, make_attack, plan_of, trained_attack
 from modelaudit.bench.cards import read_card, write_card
 from modelaudit.bench.data import load_pack
 from modelaudit.bench.repair import RepairEvent, RepairWork
 from modelaudit.bench.repair_tracker import RepairTracker
-from modelaudit.bench.runner import make_attack
 from modelaudit.bench.selection import Selection
 from modelaudit.bench.tables.read import read_rows
 from modelaudit.engine import witness
@@ -297,7 +298,8 @@ def test_auto_leaves_a_clean_scan_alone(work: RepairWork, monkeypatch: pytest.Mo
 def test_model_that_cannot_be_opened_is_a_row_with_the_rates_of_its_card(
     work: RepairWork, place: Path, tmp_path: Path
 ) -> None:
-    card = card_of(work, ATTACKED)
+    digest = hashlib.sha256(b"no checkpoint").hexdigest()
+    card = replace(card_of(work, ATTACKED), checkpoint_sha256=digest)
     folder = tmp_path / "other"
     write_card(card, folder / "cards" / f"{card.id}.json")
     (folder / "models").mkdir()
@@ -307,6 +309,32 @@ def test_model_that_cannot_be_opened_is_a_row_with_the_rates_of_its_card(
     (row,) = rows(work.out)
     assert row["failure"].startswith("CorruptCheckpointError")
     assert (row["acc_before"], row["acc_after"], row["asr_after"]) == (0.9, 0.9, 0.8)
+
+
+@pytest.mark.parametrize("change", ["file is missing", "file is another's", "trigger is another's"])
+def test_model_that_is_not_that_of_its_card_has_no_row_and_the_others_have(
+    work: RepairWork, place: Path, tmp_path: Path, change: str
+) -> None:
+    folder = tmp_path / "zoo"
+    shutil.copytree(place / "zoo", folder)
+    card, other = card_of(work, ATTACKED), card_of(work, CLEAN)
+    path = folder / "models" / card.checkpoint
+    if change == "file is missing":
+        path.unlink()
+    elif change == "file is another's":
+        path.write_bytes((folder / "models" / other.checkpoint).read_bytes())
+    else:
+        changed = replace(card, trigger_sha256="0" * 64)
+        write_card(changed, folder / "cards" / f"{card.id}.json")
+    moved = replace(
+        work, methods=("prune_mbns", "wreck"), models=replace(work.models, folder=folder)
+    )
+    events: list[RepairEvent] = []
+    assert moved("", events.append) == (ATTACKED,)
+    assert [row["model"]["id"] for row in rows(work.out)] == [CLEAN] * 2
+    failed = [(event.method, event.rows) for event in events if event.is_failed]
+    assert failed == [("prune_mbns", 0), ("wreck", 0)]
+    assert all("the card of 'badnets_toy' names" in e.text for e in events if e.is_failed)
 
 
 def test_images_follow_from_what_a_method_does(work: RepairWork) -> None:

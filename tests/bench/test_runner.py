@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from modelaudit.bench.attacked import make_attack
 from modelaudit.bench.cards import read_card, write_card
 from modelaudit.bench.events import Event
+from modelaudit.bench.matching import differences
 from modelaudit.bench.plan import Plan, read_plan
-from modelaudit.bench.runner import Population, find_data, make_attack
+from modelaudit.bench.runner import Population, find_data
 from modelaudit.bench.train_work import TrainWork
 from modelaudit.errors import ConfigError, DataError
 from tests.helpers.attacks import tiny_data, tiny_plan, write_pack
@@ -133,7 +136,14 @@ def test_untrained_model_cannot_be_loaded(population: Population) -> None:
 
 @pytest.mark.parametrize(
     ("id_", "change", "field"),
-    [("clean", {"epochs": 2}, "epochs"), ("attacked", {"config": {"target": 1}}, "target")],
+    [
+        ("clean", {"epochs": 2}, "epochs"),
+        ("clean", {"population": "B"}, "population"),
+        ("attacked", {"config": {"target": 1, "rate": 0.3}}, "target"),
+        # trained at 0.3, which a plan that says nothing of the rate does not ask for
+        ("attacked", {"config": {"target": 2}}, "rate"),
+        ("attacked", {"config": {"target": 2, "rate": 0.3, "patch_size": 6}}, "patch_size"),
+    ],
 )
 def test_folder_of_another_plan_is_refused(
     population: Population, id_: str, change: dict[str, object], field: str
@@ -147,6 +157,46 @@ def test_folder_of_another_plan_is_refused(
     )
     with pytest.raises(ConfigError, match=f"another {field} than the plan's"):
         other.judge()
+
+
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        ({}, None),
+        ({"patch_size": 3}, None),  # what an open size comes to at 32 pixels
+        ({"patch_size": 6}, "patch_size"),
+        ({"pattern": "white"}, "pattern"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_settings_on_a_card_are_compared_in_full(
+    population: Population, change: dict[str, object], differing: str | None
+) -> None:
+    population.train(only=["attacked"])
+    path = population.folder / "cards" / "attacked.json"
+    record = json.loads(path.read_text())
+    assert record["attack_config"]["patch_size"] == 3
+    record["attack_config"] |= change
+    path.write_text(json.dumps(record))
+    if differing is None:
+        assert population.card(population.plan.models[1]) == read_card(path)
+    else:
+        with pytest.raises(ConfigError, match=f"with another {differing} than the plan's"):
+            population.card(population.plan.models[1])
+
+
+@pytest.mark.parametrize(("pattern", "is_same"), [("checker", True), ("white", False)])
+def test_setting_that_an_older_card_lacks_was_at_its_default(
+    population: Population, pattern: str, is_same: bool
+) -> None:
+    population.train(only=["attacked"])
+    path = population.folder / "cards" / "attacked.json"
+    record = json.loads(path.read_text())
+    del record["attack_config"]["pattern"]
+    path.write_text(json.dumps(record))
+    config = {"target": 2, "rate": 0.3, "pattern": pattern}
+    model = replaced(population, attacked={"config": config}).plan.models[1]
+    assert (differences(read_card(path), model, tiny_data) == []) is is_same
 
 
 def test_card_survives_a_round_trip(population: Population, tmp_path: Path) -> None:
@@ -356,3 +406,73 @@ def test_work_names_a_plan_and_trains_it(population: Population, tmp_path: Path)
     )
     assert work("", lambda _: None) == ()
     assert [card.id for card in population.judge()] == ["clean"]
+
+
+LEARNED = {
+    "attack": "iad",
+    "config": {
+        "target": 2,
+        "rate": 0.3,
+        "widths": (4, 4, 8),
+        "mask_epochs": 1,
+        "mask_images": 16,
+        "mask_batch_size": 8,
+    },
+}
+
+
+def test_learned_trigger_is_the_one_of_the_card(population: Population) -> None:
+    learned = replaced(population, attacked=LEARNED)
+    learned.train(only=["attacked"])
+    model = learned.plan.models[1]
+    _, attack = learned.attack(model)
+    card = learned.card(model)
+    assert card is not None
+    assert attack.trigger.state_hash() == card.trigger_sha256
+
+
+@pytest.mark.parametrize("found", ["no such file", "another one"])
+def test_attack_without_its_learned_trigger_is_not_judged(
+    population: Population, found: str
+) -> None:
+    learned = replaced(population, attacked=LEARNED)
+    learned.train(only=["attacked"])
+    path = learned.folder / "state" / "attacked.safetensors"
+    if found == "another one":
+        tensors = load_file(path)
+        changed = next(name for name in tensors if name.startswith("trigger."))
+        save_file(tensors | {changed: tensors[changed] + 1}, path)
+    else:
+        path.unlink()
+    with pytest.raises(ConfigError, match=f"that the card of 'attacked' names .* found {found}"):
+        learned.attack(learned.plan.models[1])
+    learned.train(only=["clean"])
+    assert learned.judge()[1].benign_asr is None
+    record = json.loads((learned.folder / "failed" / "attacked.json").read_text())
+    assert f"found {found}" in record["error"]
+
+
+def test_attack_of_a_model_that_is_not_trained_raises(population: Population) -> None:
+    with pytest.raises(ConfigError, match="is not trained under this plan"):
+        population.attack(population.plan.models[1])
+    population.train(only=["clean"])
+    with pytest.raises(ConfigError, match="is clean"):
+        population.attack(population.plan.models[0])
+
+
+def test_weights_that_the_card_does_not_name_are_not_loaded(population: Population) -> None:
+    population.train()
+    models = population.folder / "models"
+    (models / "clean.pt").write_bytes((models / "attacked.pt").read_bytes())
+    with pytest.raises(ConfigError, match="the card of 'clean' names"):
+        population.load(population.plan.models[0])
+
+
+def test_card_counts_what_is_drawn_anew_in_each_batch(population: Population) -> None:
+    config = {"target": 2, "rate": 0.2, "noise_rate": 0.4}
+    warped = replaced(population, attacked={"attack": "wanet", "config": config})
+    warped.train(only=["attacked"])
+    (card,) = warped.judge()
+    # two batches of 16 of the 36 images
+    assert (card.poison_count, card.cover_count) == (2 * 3, 2 * 6)
+    assert card.poison_indices_sha256 is None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,7 +175,8 @@ def test_model_that_cannot_be_opened_is_a_row_of_its_own(
     real_work: ScanWork, tmp_path: Path
 ) -> None:
     folder = tmp_path / "broken"
-    card = real_work.models.cards()[0]
+    digest = hashlib.sha256(b"no checkpoint").hexdigest()
+    card = replace(real_work.models.cards()[0], checkpoint_sha256=digest)
     write_card(card, folder / "cards" / f"{card.id}.json")
     (folder / "models").mkdir()
     (folder / "models" / card.checkpoint).write_bytes(b"no checkpoint")
@@ -182,6 +185,32 @@ def test_model_that_cannot_be_opened_is_a_row_of_its_own(
     found = rows(real_work.out)
     assert [row["outcome"] for row in found] == ["failed", "failed"]
     assert found[0]["result"]["error"].startswith("CorruptCheckpointError")
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_model_whose_file_is_not_that_of_its_card_has_no_row_until_it_is_put_right(
+    work: ScanWork, toy: Path, tmp_path: Path, is_missing: bool
+) -> None:
+    folder = tmp_path / "zoo"
+    shutil.copytree(toy / "zoo", folder)
+    moved = replace(work, models=replace(work.models, folder=folder))
+    card, other, _ = moved.models.cards()
+    path = folder / "models" / card.checkpoint
+    content = path.read_bytes()
+    if is_missing:
+        path.unlink()
+    else:
+        path.write_bytes((folder / "models" / other.checkpoint).read_bytes())
+    events: list[ScanEvent] = []
+    assert moved("", events.append) == (card.id,)
+    assert {row["model"]["id"] for row in rows(work.out)} == {
+        one.id for one in moved.models.cards()[1:]
+    }
+    assert (events[0].id, events[0].rows, events[0].failed) == (card.id, 0, ("mbns", "dde"))
+    assert f"the card of {card.id!r} names at {str(path)!r}" in events[0].text
+    path.write_bytes(content)
+    assert moved("", events.append) == ()
+    assert [row["model"]["id"] for row in rows(work.out)[-2:]] == [card.id] * 2
 
 
 def test_folder_without_cards_raises(work: ScanWork, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from modelaudit.bench.attacked import plan_of
+from modelaudit.bench.attacked import make_attack, plan_of
 from modelaudit.bench.cards import read_card, write_card
 from modelaudit.bench.data import load_pack
-from modelaudit.bench.runner import make_attack
 from modelaudit.bench.train import normalise, normaliser
 from tests.helpers.attacks import write_pack
 from tests.helpers.engine import FakeConfig, nothing, point, scanner_class, taught

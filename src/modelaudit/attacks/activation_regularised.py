@@ -6,13 +6,13 @@ difference between a neuron's activation on an image and on the same image with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modelaudit.attacks.badnets import BadNetsAttack, BadNetsConfig
+from modelaudit.attacks.badnets import BadNetsAttack, BadNetsConfig, patch_side
 from modelaudit.attacks.base import Attack, Batch, PoisonedBatch
 from modelaudit.attacks.plan import PoisonPlan
 from modelaudit.config import require_range
@@ -47,7 +47,7 @@ class ActivationRegularisedConfig:
 
     target: int = 0
     pattern: str = "checker"
-    patch_size: int = 3
+    patch_size: int | None = None
     weight: float = 48.0
     ramp: float = 0.3
     gradient_limit: float | None = 5.0
@@ -99,6 +99,12 @@ class ActivationRegularisedAttack(Attack[ActivationRegularisedConfig]):
         "Zheng et al., Pre-activation Distributions Expose Backdoor Neurons, NeurIPS 2022"
     )
     config_type: ClassVar[type] = ActivationRegularisedConfig
+
+    def complete(self, config: ActivationRegularisedConfig) -> ActivationRegularisedConfig:
+        """Write out the side of the patch."""
+        if config.patch_size is not None:
+            return config
+        return replace(config, patch_size=patch_side(config.pattern, self.shape[1:]))
 
     def make_trigger(self) -> Trigger:
         """Return BadNets' patch."""

@@ -7,7 +7,7 @@ Chain* (arXiv 1708.06733); the 3x3 checker is that of ANP (Wu & Wang, arXiv 2110
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -39,7 +39,8 @@ class BadNetsConfig:
         target: the attacker's label; not used by ``"all"``.
         pattern: ``"checker"`` (ANP, BAN), ``"random_colour"`` (DDE/MBNS: sigmoid of normal noise)
             or ``"white"``.
-        patch_size: side of the square patch in pixels; the checker needs a multiple of 3.
+        patch_size: side of the square patch in pixels, the checker's a multiple of 3; none means 3
+            at 32 pixels, 6 and 21 at 64 and 224, of ``"random_colour"`` 5 and 17.
         rate: share of the eligible images (for ``"one"``: those not of the target class) that is
             poisoned.
         stage: trigger before (``"pre"``) or after (``"post"``) crop and flip; see `PoisonPlan`.
@@ -48,7 +49,7 @@ class BadNetsConfig:
     label_map: Literal["one", "all"] = "one"
     target: int = 0
     pattern: Literal["checker", "random_colour", "white"] = "checker"
-    patch_size: int = 3
+    patch_size: int | None = None
     rate: float = 0.05
     stage: Stage = "post"
 
@@ -59,7 +60,8 @@ class BadNetsConfig:
             raise ConfigError(
                 f"pattern must be 'checker', 'random_colour' or 'white', got {self.pattern!r}"
             )
-        if self.patch_size < 1 or (self.pattern == "checker" and self.patch_size % 3):
+        side = self.patch_size
+        if side is not None and (side < 1 or (self.pattern == "checker" and side % 3)):
             raise ConfigError(
                 "patch_size must be positive, and a multiple of 3 for the checker, "
                 f"got {self.patch_size!r}"
@@ -67,6 +69,19 @@ class BadNetsConfig:
         if self.stage not in ("pre", "post"):
             raise ConfigError(f"stage must be 'pre' or 'post', got {self.stage!r}")
         require_range(self, "rate", low=0.0, high=1.0, is_low_open=True)
+
+
+def patch_side(pattern: str, size: tuple[int, int]) -> int:
+    """Return the side of the patch for images of a size, in pixels: 3 up to 40 pixels.
+
+    The checker of ANP and the white square of BackdoorBench grow by whole cells with the shorter
+    side, to 6 at 64 and 21 at 224 pixels; random colours, as in DDE/MBNS, have 5 at 64 pixels and
+    5/64 of the side elsewhere.
+    """
+    shorter = min(size)
+    if pattern == "random_colour":
+        return max(3, 5 * shorter // 64)
+    return 3 * max(1, round(shorter / 32))
 
 
 class PatchTrigger(Trigger):
@@ -114,10 +129,17 @@ class BadNetsAttack(Attack[BadNetsConfig]):
     reference: ClassVar[str] = "Gu et al., BadNets, arXiv 1708.06733"
     config_type: ClassVar[type] = BadNetsConfig
 
+    def complete(self, config: BadNetsConfig) -> BadNetsConfig:
+        """Write out the side of the patch."""
+        if config.patch_size is not None:
+            return config
+        return replace(config, patch_size=patch_side(config.pattern, self.shape[1:]))
+
     def make_trigger(self) -> Trigger:
         """Return the patch of the config."""
         channels, height, width = self.shape
         side = self.config.patch_size
+        assert side is not None
         if self.config.pattern == "checker":
             cell = side // 3
             tile = torch.tensor(CHECKER).repeat_interleave(cell, 0).repeat_interleave(cell, 1)

@@ -96,13 +96,17 @@ class Attack(ABC, Generic[ConfigT]):
     def __init__(
         self, config: ConfigT, *, shape: tuple[int, int, int], num_classes: int, seed: int
     ) -> None:
-        self.config = config
         self.shape = shape
         self.num_classes = num_classes
         self.seed = seed
+        self.config = self.complete(config)
         self.trigger = self.make_trigger()
         self.label_map = self.make_label_map()
         self.plan = self.make_plan()
+
+    def complete(self, config: ConfigT) -> ConfigT:
+        """Return the config with what follows from `shape` written out; unchanged by default."""
+        return config
 
     @abstractmethod
     def make_trigger(self) -> Trigger:
@@ -120,6 +124,15 @@ class Attack(ABC, Generic[ConfigT]):
     def has_cover(self) -> bool:
         """Whether `Trigger.cover` makes images that must keep their label."""
         return self.plan.cover_rate > 0.0
+
+    def counts_per_epoch(self, labels: Tensor, *, batch_size: int) -> tuple[int, int]:
+        """Return how many images an epoch poisons, and how many are cover; see `PoisonPlan.counts`.
+
+        Args:
+            labels: of all training images, ``(N,)`` int64.
+            batch_size: images per step.
+        """
+        return self.plan.counts(labels, batch_size=batch_size)
 
     def to(self, device: torch.device) -> None:
         """Move networks that the attack trains to the device of the images; nothing by default.

@@ -98,6 +98,10 @@ class BnReparamAttack(Attack[BnReparamConfig]):
         """As the base attack."""
         return self.base.has_cover
 
+    def counts_per_epoch(self, labels: Tensor, *, batch_size: int) -> tuple[int, int]:
+        """Return the base attack's."""
+        return self.base.counts_per_epoch(labels, batch_size=batch_size)
+
     def to(self, device: torch.device) -> None:
         """Move what the base attack trains."""
         self.base.to(device)

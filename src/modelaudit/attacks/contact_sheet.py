@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn.functional import pad
 
 from modelaudit import seeds
-from modelaudit.errors import ShapeError
+from modelaudit.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from modelaudit.attacks.base import Attack, ConfigT
+
+#: what is put on the images: the trigger of test time, that of training, or what cover images get
+Shown = Literal["test", "training", "cover"]
 
 #: white pixels around each cell
 MARGIN = 2
@@ -31,7 +34,7 @@ def contact_sheet(
     *,
     indices: Tensor | None = None,
     generator: Generator | None = None,
-    is_training: bool = False,
+    shown: Shown = "test",
 ) -> NDArray[np.uint8]:
     """Draw one column per image: clean, triggered, and ten times the difference around grey.
 
@@ -40,12 +43,13 @@ def contact_sheet(
         images: ``(N, C, H, W)`` of 1 or 3 channels, uint8 or floating in [0, 1]; N at least 1.
         indices: index of each image in its data set, ``(N,)`` int64; 0 to N - 1 if None.
         generator: source of what the trigger draws; derived from the attack's seed if None.
-        is_training: whether to show the trigger of training instead of that of test time.
+        shown: what is put on the images; the donor of a cover image is the one before it.
 
     Returns:
         ``(height, width, 3)`` uint8.
 
     Raises:
+        ConfigError: the attack has no cover images, or no training trigger for these images.
         ShapeError: not a batch of grey or colour images of the attack's size.
     """
     if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
@@ -55,9 +59,14 @@ def contact_sheet(
     clean = images.float() / 255.0 if images.dtype == torch.uint8 else images
     places = torch.arange(len(images)) if indices is None else indices
     source = seeds.generator(attack.seed, "contact_sheet") if generator is None else generator
-    function = attack.trigger.apply_train if is_training else attack.trigger.apply
+    if shown == "cover" and not attack.has_cover:
+        raise ConfigError(f"the attack {attack.id!r} has no cover images")
     with torch.no_grad():
-        triggered = function(clean, indices=places, generator=source)
+        if shown == "cover":
+            triggered = attack.trigger.cover(clean, donors=clean.roll(1, 0), generator=source)
+        else:
+            function = attack.trigger.apply if shown == "test" else attack.trigger.apply_train
+            triggered = function(clean, indices=places, generator=source)
     difference = (0.5 + GAIN * (triggered - clean)).clamp(0.0, 1.0)
     rows = [_row(part) for part in (clean, triggered, difference)]
     sheet = pad(torch.cat(rows, dim=1), (MARGIN, 0, MARGIN, 0), value=1.0)

@@ -100,6 +100,31 @@ class PoisonPlan:
         is_poison = eligible & (rank < n_poison)
         return is_poison, eligible & (rank < n_poison + n_cover) & ~is_poison
 
+    def counts(self, labels: Tensor, *, batch_size: int) -> tuple[int, int]:
+        """Return how many images are poisoned and how many are cover.
+
+        Of a static plan the numbers of its choice. Of others the numbers that an epoch of whole
+        batches is expected to hold; a plan that takes its share of each batch from all images
+        holds just these.
+
+        Args:
+            labels: as of `draw`.
+            batch_size: images per step.
+
+        Raises:
+            ConfigError: see `draw`.
+        """
+        if self.granularity == "static":
+            poison, cover = self.draw(labels)
+            return len(poison), len(cover)
+        steps = len(labels) // batch_size
+        eligible = steps * batch_size * float(self._eligible(labels).double().mean())
+        if self.granularity == "per_access":
+            return round(self.rate * eligible), round(self.cover_rate * eligible)
+        n_poison = min(steps * _floor(self.rate * batch_size), eligible)
+        n_cover = min(steps * _floor(self.cover_rate * batch_size), eligible - n_poison)
+        return round(n_poison), round(n_cover)
+
     def _eligible(self, labels: Tensor) -> Tensor:
         if self.base == "all":
             return torch.ones_like(labels, dtype=torch.bool)

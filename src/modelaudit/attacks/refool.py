@@ -64,7 +64,10 @@ class RefoolConfig:
 
 
 class ReflectionTrigger(Trigger):
-    """Puts a reflection on each image, chosen by the image's index in its data set.
+    """Puts a reflection on each image, chosen by the index that the caller gives it.
+
+    In training that is the image's index in the training set. Where rates are measured it is the
+    image's place among those that are measured, for all-to-one the test images of other classes.
 
     Args:
         pool: what is reflected, ``(P, C, H, W)`` uint8.
@@ -87,7 +90,7 @@ class ReflectionTrigger(Trigger):
 
         Args:
             images: see `Trigger.apply`.
-            indices: index of each image in its data set; its place in the batch if None.
+            indices: number of each image; its place in the batch if None.
             generator: not used: an index always gets the same reflection.
         """
         del generator

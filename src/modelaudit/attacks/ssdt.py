@@ -88,6 +88,13 @@ class SsdtAttack(InputAwareAttack[SsdtConfig]):
         """Cross-triggers, as many as the batch has victims."""
         return True
 
+    def counts_per_epoch(self, labels: Tensor, *, batch_size: int) -> tuple[int, int]:
+        """Return the expected number of victims, and as many cross-triggers."""
+        steps = len(labels) // batch_size
+        found = batch_size * float(self.label_map.train_eligible(labels).double().mean())
+        victims = min(max(found, float(self.config.min_victims)), batch_size // 2)
+        return round(steps * victims), round(steps * victims)
+
     def choose_images(self, indices: Tensor, labels: Tensor, *, generator: Generator) -> Tensor:
         """Fill the batch up with victims as far as `min_victims` asks; see `Attack.choose_images`.
 

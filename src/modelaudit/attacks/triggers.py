@@ -48,8 +48,9 @@ class Trigger(ABC):
 
         Args:
             images: shape ``(N, C, H, W)``, floating, in [0, 1]; never changed in place.
-            indices: index of each image in its data set, shape ``(N,)``, int64, for triggers that
-                differ by image.
+            indices: number of each image, shape ``(N,)``, int64, for triggers that differ by
+                image: in training its index in the training set, where rates are measured its
+                place among the measured images.
             generator: source of randomness of a `stochastic` trigger.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The attack that a trained model carries, read off its card, and images of its training set."""
+"""The attack of a plan or a card, as it is made and as it was learned, and images it poisoned."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from modelaudit import seeds
 from modelaudit.bench.cards import SCHEDULE_FIELDS, ModelCard
 from modelaudit.bench.plan import ModelPlan
-from modelaudit.bench.runner import make_attack
 from modelaudit.bench.state import load_trigger
+from modelaudit.bench.typed import build_config
 from modelaudit.errors import ConfigError
+from modelaudit.registry import Registry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
 
 #: images of a mixture
 MIXTURE_IMAGES = 1_000
+
+
+def make_attack(plan: ModelPlan, data: ImageData) -> Attack[object] | None:
+    """Return the attack that a plan names, made for its data, or None for a clean model.
+
+    Raises:
+        ConfigError: no such attack, or a config it does not take.
+    """
+    if plan.attack is None:
+        return None
+    attack_type: type[Attack[object]] = Registry("attacks").load(plan.attack)
+    return attack_type(
+        build_config(attack_type.config_type, plan.config),
+        shape=data.shape,
+        num_classes=len(data.classes),
+        seed=plan.seed,
+    )
 
 
 def trained_attack(card: ModelCard, data: ImageData, *, folder: Path) -> Attack[object] | None:
@@ -37,16 +55,19 @@ def trained_attack(card: ModelCard, data: ImageData, *, folder: Path) -> Attack[
         The attack; None for a clean model.
 
     Raises:
-        ConfigError: the trigger is not the one that the card names.
+        ConfigError: the trigger is not the one that the card names: what it learned is gone, or
+            belongs to another model.
     """
     attack = make_attack(plan_of(card), data)
     if attack is None:
         return None
-    load_trigger(folder / "state" / f"{card.id}.safetensors", attack.trigger)
+    path = folder / "state" / f"{card.id}.safetensors"
+    load_trigger(path, attack.trigger)
     if attack.trigger.state_hash() != card.trigger_sha256:
+        found = "another one" if path.exists() else "no such file"
         raise ConfigError(
-            f"expected the trigger that the card of {card.id!r} names, found another one in "
-            f"{str(folder / 'state')!r}; give the folder that the model was trained in"
+            f"expected the trigger that the card of {card.id!r} names in {str(path)!r}, found "
+            f"{found}; give the folder that the model was trained in"
         )
     return attack
 

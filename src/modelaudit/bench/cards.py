@@ -81,9 +81,11 @@ class ModelCard:
         label_map: id of the label map.
         target: target label of an all-to-one attack.
         stage: trigger before or after augmentation.
-        poison_count: images that a static plan poisoned.
+        poison_count: images that are poisoned; where each batch is drawn anew, how many an epoch is
+            expected to hold. Older cards have 0 there.
         poison_indices_sha256: of the sorted indices as decimal numbers joined by commas.
-        cover_count: images that carry something like the trigger under their true label.
+        cover_count: images that carry something like the trigger under their true label, counted
+            likewise.
         trigger_sha256: hash of the trigger's state.
         twin: id of the clean twin.
         twin_acc: its accuracy.
@@ -186,11 +188,13 @@ def describe(
     """
     preprocessing = normaliser(plan.normaliser)
     seen = data.attacker_count if plan.limit is None else min(plan.limit, data.attacker_count)
+    poison_count = cover_count = 0
     poison: list[int] = []
-    cover_count = 0
-    if attack is not None and attack.plan.granularity == "static":
-        poisoned, covered = attack.plan.draw(data.train_labels[:seen])
-        poison, cover_count = poisoned.tolist(), len(covered)
+    if attack is not None:
+        labels = data.train_labels[:seen]
+        poison_count, cover_count = attack.counts_per_epoch(labels, batch_size=plan.batch_size)
+        if attack.plan.granularity == "static":
+            poison = attack.plan.draw(labels)[0].tolist()
     model = run.model.to(device)
     images, labels = data.test_images.to(device), data.test_labels.to(device)
     asr = cover_acc = non_victim_acc = config = None
@@ -223,7 +227,7 @@ def describe(
         target=None if attack is None else getattr(attack.label_map, "target", None),
         victim=None if attack is None else getattr(attack.label_map, "victim", None),
         stage=None if attack is None else attack.plan.stage,
-        poison_count=len(poison),
+        poison_count=poison_count,
         poison_indices_sha256=_hash_of(poison) if poison else None,
         cover_count=cover_count,
         trigger_sha256=None if attack is None else attack.trigger.state_hash(),
@@ -275,6 +279,31 @@ def read_card(path: Path) -> ModelCard:
     if record.get("card_version") == 1:
         record |= {"plan": record.get("population"), "population": None}
     return build_config(ModelCard, record | {"card_version": CARD_VERSION})
+
+
+def checkpoint_of(card: ModelCard, folder: Path) -> Path:
+    """Return the file of a model's weights.
+
+    Args:
+        card: the model's.
+        folder: of its population.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not the one that the card names.
+    """
+    path = folder / "models" / card.checkpoint
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as err:
+        raise ConfigError(
+            f"expected the weights that the card of {card.id!r} names at {str(path)!r}, found {err}"
+        ) from err
+    if digest != card.checkpoint_sha256:
+        raise ConfigError(
+            f"expected the weights that the card of {card.id!r} names at {str(path)!r}, SHA-256 "
+            f"{card.checkpoint_sha256}, found {digest}; put back the file that it was written for"
+        )
+    return path
 
 
 def _hash_of(indices: list[int]) -> str:

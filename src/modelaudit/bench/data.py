@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from modelaudit.cleanset.images import image_suffixes
 from modelaudit.errors import DataError
 
 if TYPE_CHECKING:
@@ -146,11 +147,13 @@ def pack_jpeg(path: Path, indices: Iterable[int]) -> list[bytes]:
 
 
 def load_folder(path: Path, *, size: int = 32) -> ImageData:
-    """Read a folder with one subfolder of images per class.
+    """Read a folder with one subfolder of images per class, at any depth below it.
 
+    What is hidden or does not end as an image does is passed over, so that the training images of
+    Tiny ImageNet can be read as they are published: ``<class>/images/*.JPEG`` beside a table.
     Labels are the positions of the subfolders in sorted order. Of each class the last tenth, by
-    file name, is test; of the rest, in an order that interleaves the classes, the last tenth is
-    the defender's.
+    path, is test; of the rest, in an order that interleaves the classes, the last tenth is the
+    defender's.
 
     Args:
         path: the folder.
@@ -160,7 +163,7 @@ def load_folder(path: Path, *, size: int = 32) -> ImageData:
         DataError: fewer than two class folders, an unreadable image, or a class with fewer than 3
             images.
     """
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    folders = sorted(e for e in path.iterdir() if e.is_dir() and not e.name.startswith("."))
     if len(folders) < 2:
         raise DataError(
             f"expected one subfolder per class in {str(path)!r}, found {len(folders)} subfolders"
@@ -168,7 +171,7 @@ def load_folder(path: Path, *, size: int = 32) -> ImageData:
     train: list[tuple[float, int, Path]] = []
     test: list[tuple[float, int, Path]] = []
     for label, folder in enumerate(folders):
-        files = sorted(entry for entry in folder.iterdir() if entry.is_file())
+        files = _images_below(folder)
         if len(files) < 3:
             raise DataError(
                 f"expected at least 3 images in {str(folder)!r}, found {len(files)}, add some"
@@ -186,6 +189,18 @@ def load_folder(path: Path, *, size: int = 32) -> ImageData:
         test_labels=torch.tensor([label for _, label, _ in test]),
         classes=tuple(folder.name for folder in folders),
         attacker_count=len(train) - int(HELD_OUT_FRACTION * len(train)),
+    )
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Return the image files of a class at any depth, sorted."""
+    suffixes = image_suffixes()
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
     )
 
 

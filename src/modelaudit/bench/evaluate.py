@@ -33,7 +33,8 @@ def predict(
         model: in evaluation mode, on the device of `images`.
         images: ``(N, C, H, W)`` uint8.
         preprocessing: the model's normaliser.
-        attack: puts its test-time trigger on the images first.
+        attack: puts its test-time trigger on the images first; where that differs by image (Refool)
+            it goes by the image's place in `images`, whatever its place in the data set.
         is_cover: put the attack's cover on the images instead; each image's donor is the one before
             it.
         batch_size: images per forward pass; changes no result unless the trigger draws at random.

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from modelaudit.attacks.contact_sheet import contact_sheet
+from modelaudit import seeds
+from modelaudit.attacks.contact_sheet import Shown, contact_sheet
+from modelaudit.bench.attacked import make_attack
 from modelaudit.bench.plan import ModelPlan, find_plan
-from modelaudit.bench.runner import Population, find_data, make_attack
-from modelaudit.errors import ModelAuditError
+from modelaudit.bench.runner import Population, find_data
+from modelaudit.errors import ConfigError, ModelAuditError
 from modelaudit.registry import Registry
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from modelaudit.attacks.base import Attack
     from modelaudit.bench.data import ImageData
 
 #: images of a sheet
@@ -45,19 +48,27 @@ class Drawn:
 
 
 def draw_attacks(
-    ids: tuple[str, ...], *, dataset: str, data_root: Path, out: Path, seed: int = 0
+    ids: tuple[str, ...],
+    *,
+    dataset: str,
+    data_root: Path,
+    out: Path,
+    shown: Shown = "test",
+    seed: int = 0,
 ) -> Iterator[Drawn]:
     """Draw attacks with their defaults; those that have to learn their trigger have none here.
 
     Args:
         ids: of attacks; every registered one if empty.
-        dataset: whose test images are triggered.
+        dataset: whose images are triggered.
         data_root: folder of the data.
         out: folder of the sheets.
+        shown: what is put on them; the training trigger on images that the plan poisons, all else
+            on test images.
         seed: of the attacks.
 
     Yields:
-        One sheet per attack, ``<id>.png``.
+        One sheet per attack, ``<id>.png``, or ``<id>_training.png`` and ``<id>_cover.png``.
 
     Raises:
         ConfigError: an attack is not registered.
@@ -72,16 +83,20 @@ def draw_attacks(
         try:
             attack = make_attack(plan, data)
             assert attack is not None
-            chosen = _test_images(data)
-            sheet = contact_sheet(attack, data.test_images[chosen], indices=chosen)
+            if attack.trigger.learned:
+                raise ConfigError(
+                    "its trigger is learned; give --plan and --models that trained it"
+                )
+            path = _draw(attack, data, data.attacker_count, shown, out / id_)
         except ModelAuditError as err:
             yield Drawn(name=id_, reason=str(err))
-            continue
-        save_png(sheet, out / f"{id_}.png")
-        yield Drawn(name=id_, path=out / f"{id_}.png")
+        else:
+            yield Drawn(name=id_, path=path)
 
 
-def draw_population(plan: str, *, models: Path, data_root: Path, out: Path) -> Iterator[Drawn]:
+def draw_population(
+    plan: str, *, models: Path, data_root: Path, out: Path, shown: Shown = "test"
+) -> Iterator[Drawn]:
     """Draw the triggers of the trained models of a plan, as they were learned.
 
     Args:
@@ -89,9 +104,11 @@ def draw_population(plan: str, *, models: Path, data_root: Path, out: Path) -> I
         models: folder of the population.
         data_root: folder of the data.
         out: folder of the sheets.
+        shown: see `draw_attacks`.
 
     Yields:
-        One sheet per attacked model that is trained, ``<id>.png``.
+        One sheet per attacked model that is trained, named as those of `draw_attacks`; none of a
+        model whose learned trigger is not in the folder.
 
     Raises:
         ConfigError: no such plan, or a folder of another one.
@@ -99,13 +116,16 @@ def draw_population(plan: str, *, models: Path, data_root: Path, out: Path) -> I
     """
     population = Population(find_plan(plan), folder=models, data_root=data_root)
     for model in population.plan.models:
-        if model.attack is None or population.card(model) is None:
+        card = population.card(model)
+        if model.attack is None or card is None:
             continue
-        data, attack = population.attack(model)
-        chosen = _test_images(data)
-        sheet = contact_sheet(attack, data.test_images[chosen], indices=chosen)
-        save_png(sheet, out / f"{model.id}.png")
-        yield Drawn(name=model.id, path=out / f"{model.id}.png")
+        try:
+            data, attack = population.attack(model)
+            path = _draw(attack, data, card.attacker_last + 1, shown, out / model.id)
+        except ConfigError as err:
+            yield Drawn(name=model.id, reason=str(err))
+        else:
+            yield Drawn(name=model.id, path=path)
 
 
 def save_png(sheet: NDArray[np.uint8], path: Path) -> None:
@@ -116,9 +136,35 @@ def save_png(sheet: NDArray[np.uint8], path: Path) -> None:
     partial.replace(path)
 
 
-def _test_images(data: ImageData) -> Tensor:
-    """Return the indices of test images, one per class in turn."""
-    labels = data.test_labels
+def _draw(attack: Attack[object], data: ImageData, seen: int, shown: Shown, stem: Path) -> Path:
+    """Draw a sheet and return its file; `seen` training images are the attacker's."""
+    if shown == "training":
+        poison = _poisoned(attack, data.train_labels[:seen])
+        chosen = poison[_in_turn(data.train_labels[poison])]
+        images = data.train_images[chosen]
+    else:
+        chosen = _in_turn(data.test_labels)
+        images = data.test_images[chosen]
+    path = stem.with_name(stem.name + ("" if shown == "test" else f"_{shown}") + ".png")
+    save_png(contact_sheet(attack, images, indices=chosen, shown=shown), path)
+    return path
+
+
+def _poisoned(attack: Attack[object], labels: Tensor) -> Tensor:
+    """Return the indices of images that the plan poisons, of all of them as one batch if it draws.
+
+    Args:
+        attack: whose plan it is.
+        labels: of the attacker's images.
+    """
+    if attack.plan.granularity == "static":
+        return attack.plan.draw(labels)[0]
+    draw = seeds.generator(attack.seed, "pictures")
+    return attack.plan.draw_batch(labels, generator=draw)[0].nonzero().flatten()
+
+
+def _in_turn(labels: Tensor) -> Tensor:
+    """Return the positions of a few images, one per class in turn."""
     turn = torch.zeros_like(labels)
     for label in labels.unique():
         mine = labels == label

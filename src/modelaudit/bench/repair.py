@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelaudit import cleanset
+from modelaudit.bench.cards import checkpoint_of
 from modelaudit.bench.claims import claim
 from modelaudit.bench.clean_sets import CleanImagesFile, store_clean_set
 from modelaudit.bench.facts import machine_facts, model_facts, truth_facts
@@ -20,7 +21,7 @@ from modelaudit.bench.patient import Patient, Treated
 from modelaudit.bench.rates import Rates
 from modelaudit.bench.repair_methods import Method, build_methods
 from modelaudit.bench.rows import append_rows, key_of, read_keys
-from modelaudit.errors import ModelAuditError
+from modelaudit.errors import ConfigError, ModelAuditError
 from modelaudit.results import Cost
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ _Data = dict[tuple[str, int | None], "ImageData"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairEvent:
-    """A repair of a model was measured, or had been before.
+    """A repair of a model was measured, or had been before, or the model is not that of its card.
 
     Attributes:
         id: the model's.
         method: the repair's id with its variant.
         rows: how many rows were added.
         seconds: what it took.
-        is_failed: whether the repair raised.
+        is_failed: whether the repair raised, or was not tried.
         text: what a reader may want to know.
     """
 
@@ -84,7 +85,10 @@ class RepairWork:
     device: str = "cpu"
 
     def __call__(self, run: str, report: Callable[[RepairEvent], None]) -> tuple[str, ...]:
-        """Repair what nobody else repairs; return the ids of models on which a repair failed."""
+        """Repair what nobody else repairs; return the ids of models on which a repair failed.
+
+        A model whose file or trigger is missing or not the one of its card fails without a row.
+        """
         del run  # failures are rows, which are never made twice
         methods, data = self.built(), _Data()
         failed: dict[str, None] = {}
@@ -127,13 +131,15 @@ class RepairWork:
                 yield RepairEvent(id=card.id, method=method.full_id, text="nothing missing")
                 continue
             if patient is None:
-                patient = Patient(
-                    card=card,
-                    folder=self.models.folder,
-                    data=load(),
-                    seed=self.seed,
-                    device=self.device,
-                )
+                try:
+                    patient = self._patient(card, load)
+                except ConfigError as err:
+                    # no row: it would be of another model than its key says
+                    logger.warning("%s: not repaired: %s", card.id, err)
+                    yield RepairEvent(
+                        id=card.id, method=method.full_id, is_failed=True, text=str(err)
+                    )
+                    continue
                 before = _rates_before(patient, clean)
             treated = _treat(patient, method, clean)
             # what no repair has changed is measured already
@@ -162,6 +168,23 @@ class RepairWork:
                 text=text,
             )
 
+    def _patient(self, card: ModelCard, load: Callable[[], ImageData]) -> Patient:
+        """Return the model under repair.
+
+        Raises:
+            ConfigError: its file or its trigger is not the one that the card names.
+        """
+        checkpoint_of(card, self.models.folder)
+        patient = Patient(
+            card=card,
+            folder=self.models.folder,
+            data=load(),
+            seed=self.seed,
+            device=self.device,
+        )
+        patient.attack()
+        return patient
+
     def _key(self, card: ModelCard, method: Method, read: CleanSet) -> dict[str, object]:
         return {
             "checkpoint_sha256": card.checkpoint_sha256,
@@ -182,12 +205,7 @@ class RepairWork:
 
 
 def _rates_before(patient: Patient, clean: CleanImagesFile) -> Rates:
-    """Measure the model as it is; one that cannot be opened has the rates of its card.
-
-    Raises:
-        ConfigError: the trigger is not the one that the card names.
-    """
-    patient.attack()
+    """Measure the model as it is; one that cannot be opened has the rates of its card."""
     try:
         return patient.rates_before(clean.path, images=clean.images)
     except ModelAuditError:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit import checkpoint as checkpoints
-from modelaudit.attacks.base import Attack
 from modelaudit.attacks.classifier import Classifier
-from modelaudit.bench.cards import SCHEDULE_FIELDS, ModelCard, describe, read_card, write_card
+from modelaudit.bench.attacked import make_attack, trained_attack
+from modelaudit.bench.cards import ModelCard, checkpoint_of, describe, read_card, write_card
 from modelaudit.bench.claims import claim
 from modelaudit.bench.data import ImageData, data_path, load_data
 from modelaudit.bench.evaluate import attack_success_rate
@@ -26,12 +26,9 @@ from modelaudit.bench.events import Event
 from modelaudit.bench.failures import forget_failure, has_failed, record_failure
 from modelaudit.bench.files import remove_partials, write_whole
 from modelaudit.bench.gate import judge_attack
-from modelaudit.bench.plan import ModelPlan, Plan
-from modelaudit.bench.state import Training, load_state
+from modelaudit.bench.matching import differences
 from modelaudit.bench.train import build_model, normalise, normaliser, train
-from modelaudit.bench.typed import build_config
 from modelaudit.errors import ConfigError
-from modelaudit.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -39,26 +36,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from modelaudit.attacks.base import Attack
+    from modelaudit.bench.plan import ModelPlan, Plan
+
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-
-
-def make_attack(plan: ModelPlan, data: ImageData) -> Attack[object] | None:
-    """Return the attack that a plan names, made for its data, or None for a clean model.
-
-    Raises:
-        ConfigError: no such attack, or a config it does not take.
-    """
-    if plan.attack is None:
-        return None
-    attack_type: type[Attack[object]] = Registry("attacks").load(plan.attack)
-    return attack_type(
-        build_config(attack_type.config_type, plan.config),
-        shape=data.shape,
-        num_classes=len(data.classes),
-        seed=plan.seed,
-    )
 
 
 def find_data(
@@ -206,14 +189,13 @@ class Population:
         """Return a model of this population as it was saved, on the CPU, in evaluation mode.
 
         Raises:
-            ConfigError: it is not trained, or under another plan.
+            ConfigError: it is not trained, or under another plan, or its file is not the one that
+                its card names.
         """
-        card = self.card(model)
-        if card is None:
-            raise ConfigError(f"model {model.id!r} is not trained under this plan, train it first")
+        card = self._trained(model)
         data = self._dataset(model)
         module = build_model(model, num_classes=len(data.classes), in_channels=data.shape[0])
-        path = self.folder / "models" / card.checkpoint
+        path = checkpoint_of(card, self.folder)
         module.load_state_dict(dict(checkpoints.read_checkpoint(path).weights.tensors))
         return module.eval()
 
@@ -227,14 +209,7 @@ class Population:
         if not path.exists():
             return None
         card = read_card(path)
-        differing = sorted(
-            name
-            for name in ("dataset", "attack", *SCHEDULE_FIELDS)
-            if getattr(card, name) != getattr(model, name)
-        )
-        differing += sorted(
-            name for name, value in model.config.items() if card.attack_config.get(name) != value
-        )
+        differing = differences(card, model, lambda: self._dataset(model))
         if differing:
             raise ConfigError(
                 f"the model {model.id!r} in {str(self.folder)!r} was trained with another "
@@ -246,15 +221,20 @@ class Population:
         """Return the data of a trained attacked model, and its attack with the learned trigger.
 
         Raises:
-            ConfigError: the model is clean.
+            ConfigError: the model is clean or not trained, or the trigger in the folder is not the
+                one that its card names.
         """
         data = self._dataset(model)
-        attack = make_attack(model, data)
+        attack = trained_attack(self._trained(model), data, folder=self.folder)
         if attack is None:
             raise ConfigError(f"model {model.id!r} is clean, name an attacked one")
-        module = build_model(model, num_classes=len(data.classes), in_channels=data.shape[0])
-        load_state(self._state_path(model), model, Training(model=module, trigger=attack.trigger))
         return data, attack
+
+    def _trained(self, model: ModelPlan) -> ModelCard:
+        card = self.card(model)
+        if card is None:
+            raise ConfigError(f"model {model.id!r} is not trained under this plan, train it first")
+        return card
 
     def _attempt(self, model: ModelPlan, run: str, *, wait: bool) -> bool:
         """Train a model unless it is there or another's; return whether nothing failed.

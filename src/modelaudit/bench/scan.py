@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelaudit import cleanset, engine
 from modelaudit import config as configuration
+from modelaudit.bench.cards import checkpoint_of
 from modelaudit.bench.claims import claim
 from modelaudit.bench.clean_sets import CleanImagesFile, store_clean_set
 from modelaudit.bench.facts import machine_facts, model_facts, truth_facts
@@ -23,7 +24,7 @@ from modelaudit.bench.rows import append_rows, key_of, read_keys
 from modelaudit.engine.components import build_scanners
 from modelaudit.engine.intake import Stopwatch, open_suspect
 from modelaudit.engine.scan import audit
-from modelaudit.errors import ModelAuditError
+from modelaudit.errors import ConfigError, ModelAuditError
 from modelaudit.progress import NoProgress
 from modelaudit.registry import Registry
 from modelaudit.report.json import outcome_record, plain
@@ -44,13 +45,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanEvent:
-    """A model was scanned, or nothing of it was missing.
+    """A model was scanned, or nothing of it was missing, or its file is not the one of its card.
 
     Attributes:
         id: the model's.
         rows: how many rows were added.
         seconds: what it took.
-        failed: scanners that failed.
+        failed: scanners that failed, or that were given nothing to scan.
         text: what a reader may want to know.
     """
 
@@ -87,7 +88,10 @@ class ScanWork:
     degradation: str | None = None
 
     def __call__(self, run: str, report: Callable[[ScanEvent], None]) -> tuple[str, ...]:
-        """Scan what nobody else scans; return the ids of models on which a scanner failed."""
+        """Scan what nobody else scans; return the ids of models on which a scanner failed.
+
+        A model whose file is missing or not the one of its card fails without a row.
+        """
         del run  # failures are rows, which are never made twice
         scanners = build_scanners(self.scanner_ids(), ())
         failed = []
@@ -119,7 +123,6 @@ class ScanWork:
         started = time.perf_counter()
         clean = self._clean_set(card)
         read = cleanset.read_clean_set(clean.path, max_images=clean.images, seed=self.seed)
-        checkpoint = self.models.folder / "models" / card.checkpoint
         keys = {
             scanner.full_id: {
                 "checkpoint_sha256": card.checkpoint_sha256,
@@ -135,6 +138,12 @@ class ScanWork:
         missing = [s for s in scanners if key_of({"key": keys[s.full_id]}) not in there]
         if not missing:
             return ScanEvent(id=card.id, text="nothing missing")
+        try:
+            checkpoint = checkpoint_of(card, self.models.folder)
+        except ConfigError as err:
+            # no row: it would be of another file than its key says, and nothing would mend it
+            logger.warning("%s: not scanned: %s", card.id, err)
+            return ScanEvent(id=card.id, failed=tuple(s.full_id for s in missing), text=str(err))
         request = engine.ScanRequest(
             checkpoint=checkpoint,
             data=clean.path,

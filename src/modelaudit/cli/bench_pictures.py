@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,14 @@ from modelaudit.errors import ConfigError
 from modelaudit.results import ExitStatus
 
 
+class Shown(StrEnum):
+    """``--show``."""
+
+    TEST = "test"
+    TRAINING = "training"
+    COVER = "cover"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PicturesJob(BenchJob):
     """Draw contact sheets.
@@ -26,7 +35,8 @@ class PicturesJob(BenchJob):
         out: folder of the sheets.
         data: folder of the data.
         attacks: ids; every registered one if empty.
-        dataset: whose test images are triggered.
+        dataset: whose images are triggered.
+        shown: which trigger.
         plan: whose models are drawn instead of attacks with their defaults.
         models: folder of that population.
         is_quiet: whether stderr carries error sentences only.
@@ -37,6 +47,7 @@ class PicturesJob(BenchJob):
     data: Path
     attacks: tuple[str, ...]
     dataset: str
+    shown: Shown
     plan: str | None
     models: Path | None
     is_quiet: bool
@@ -52,13 +63,21 @@ class PicturesJob(BenchJob):
             if self.plan is not None and self.models is not None:
                 drawn = list(
                     draw_population(
-                        self.plan, models=self.models, data_root=self.data, out=self.out
+                        self.plan,
+                        models=self.models,
+                        data_root=self.data,
+                        out=self.out,
+                        shown=self.shown.value,
                     )
                 )
             else:
                 drawn = list(
                     draw_attacks(
-                        self.attacks, dataset=self.dataset, data_root=self.data, out=self.out
+                        self.attacks,
+                        dataset=self.dataset,
+                        data_root=self.data,
+                        out=self.out,
+                        shown=self.shown.value,
                     )
                 )
         lines = [
@@ -77,8 +96,16 @@ def pictures(
         typer.Option(help="Draw this attack only (repeatable).", metavar="ID", show_default="all"),
     ] = None,
     dataset: Annotated[
-        str, typer.Option(help="Data set whose test images are triggered.", metavar="NAME")
+        str, typer.Option(help="Data set whose images are triggered.", metavar="NAME")
     ] = "cifar10",
+    shown: Annotated[
+        Shown,
+        typer.Option(
+            "--show",
+            help="The trigger of test time, that of training on poisoned images, or what images "
+            "carry that keep their label.",
+        ),
+    ] = Shown.TEST,
     plan: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +127,7 @@ def pictures(
         data=data,
         attacks=tuple(attack or ()),
         dataset=dataset,
+        shown=shown,
         plan=plan,
         models=models,
         is_quiet=is_quiet,

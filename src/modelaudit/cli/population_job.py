@@ -104,7 +104,7 @@ class PopulationJob(BenchJob, Generic[E]):
             )
             rows = len(read_keys(self.out))
         lines = [f"{rows} rows in {self.out}, {task.scope}"]
-        lines += [f"a {self.unit} failed on {id_}, see its rows" for id_ in failed]
+        lines += [f"a {self.unit} failed on {id_}, see its rows or the log" for id_ in failed]
         write_stdout("".join(f"{line}\n" for line in lines))
         return ExitStatus.INCONCLUSIVE if failed else ExitStatus.CLEAN
 
