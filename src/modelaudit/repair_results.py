@@ -232,11 +232,13 @@ class PriorScan:
     Attributes:
         checkpoint_sha256: digest of the file that was scanned.
         clean_set_sha256: digest of the clean set that it was scanned with.
+        state_dict_key: key of the file under which the weights were; None for the whole file.
         summary: what it said.
     """
 
     checkpoint_sha256: str
     clean_set_sha256: str
+    state_dict_key: str | None
     summary: ScanSummary
 
 
@@ -264,7 +266,8 @@ class RepairAttempt:
         verdict: what the re-scan, the explained findings and the artefacts say together; null in a
             dry run.
         history: loss per epoch.
-        details: what else the method reports.
+        details: what else the method reports; ``prune_mode`` says what was set to zero, where
+            anything was pruned (docs/repairs/).
         config: every field of the configuration; `config_set` names those that the user set.
         seed: seed that the repair derived for itself.
         cost: image passes and seconds of the repair alone.
@@ -347,7 +350,7 @@ class RepairReport:
         cost: of everything together.
         stage_seconds: wall seconds per stage.
         device: where it was computed.
-        versions: of Python, torch and this package.
+        versions: of Python and of the packages that numbers depend on.
         seed: the run's seed.
         notes: sentences that the reader should see.
     """

@@ -294,8 +294,10 @@ def _not_backdoored(
             (
                 "MA-V506",
                 "no scanner that sees all-to-all backdoors could judge this model",
-                "run mbns with its default settings, or without BatchNorm statistics dde with a "
-                "--mixture",
+                (
+                    "run mbns with its default settings, or without BatchNorm statistics dde with "
+                    "a --mixture"
+                ),
             )
         )
     reasons.extend((o.reason_code, o.reason, o.next_step) for o in obstacles_to_clean)

@@ -8,7 +8,12 @@ import jsonschema
 import pytest
 
 from modelaudit import errors
-from modelaudit.engine import ScanRequest, failure_report
+from modelaudit.engine import (
+    RepairRequest,
+    ScanRequest,
+    failure_report,
+    repair_failure_report,
+)
 from modelaudit.errors import (
     ConfigError,
     CorruptCheckpointError,
@@ -95,6 +100,23 @@ def test_a_failure_is_a_valid_document(kind: type[BaseException]) -> None:
     document = json.loads(dumps(failure_report(REQUEST, kind("what was found"))))
     SCHEMA.validate(document)
     assert document["exit_code"] == EXPECTED[kind][1]
+
+
+@pytest.mark.parametrize("kind", EXPECTED, ids=lambda kind: kind.__name__)
+def test_what_ends_a_repair_has_the_same_status_and_speaks_of_repairing(
+    kind: type[BaseException],
+) -> None:
+    report = repair_failure_report(RepairRequest(scan=REQUEST), kind("what was found"))
+    assert report.exit_status == EXPECTED[kind][1]
+    assert report.next_step
+    assert "scan" not in report.next_step
+    assert "--output" not in report.next_step
+
+
+def test_a_repair_that_could_not_be_written_names_its_own_option() -> None:
+    report = repair_failure_report(RepairRequest(scan=REQUEST), OutputError("disk full"))
+    assert "--out," in report.next_step
+    assert "--output" in failure_report(REQUEST, OutputError("disk full")).verdict.next_step
 
 
 def test_a_failure_names_what_was_asked_for() -> None:

@@ -12,10 +12,10 @@ from safetensors import safe_open
 
 from modelaudit.checkpoint.write import RECORD_KEY, encode_safetensors
 from modelaudit.engine import repair
-from modelaudit.errors import ConfigError, OutputError, TooFewImagesError
+from modelaudit.errors import ConfigError, OutputError, RepairError, TooFewImagesError
 from modelaudit.progress import NoProgress
-from modelaudit.repair_results import PriorScan, RepairOutcome
-from modelaudit.results import Verdict
+from modelaudit.repair_results import PriorScan, RepairOutcome, ScanSummary
+from modelaudit.results import Verdict, VerdictRecord
 from tests.helpers.engine import (
     FOLDERS,
     SIDE,
@@ -265,12 +265,27 @@ def test_auto_without_anything_to_go_by_writes_nothing(
     assert report.reason_code == "MA-R502"
 
 
-def test_a_dry_run_measures_and_keeps_nothing(paths: tuple[Path, Path]) -> None:
+def test_a_dry_run_measures_and_keeps_nothing(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["modelaudit.engine.repair"]
+    real = module.find_witnesses
+    searches: list[int] = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        searches.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, "find_witnesses", watched)
     done = run_repair(paths, method="cut", is_dry_run=True)
+    # What stand-ins still lead is all that it can say of the backdoor.
+    assert searches == [1]
+    assert done.report.before is not None
     assert (done.report.outcome, done.report.exit_status) == (RepairOutcome.PLANNED, 0)
     assert done.tensors is None
     assert done.report.chosen is not None
     assert done.report.chosen.pruned_neurons == 1
+    assert done.report.chosen.effects
     assert done.report.chosen.after is None
 
 
@@ -282,6 +297,7 @@ def test_a_prior_scan_is_taken_only_for_the_same_file_and_images(
     prior = PriorScan(
         checkpoint_sha256=first.suspect.sha256,
         clean_set_sha256=first.clean_set.sha256,
+        state_dict_key="state_dict",
         summary=first.before,
     )
     again = run_repair(paths, method="cut", prior=prior).report
@@ -293,11 +309,65 @@ def test_a_prior_scan_is_taken_only_for_the_same_file_and_images(
     ):
         with pytest.raises(ConfigError, match="--report is of another"):
             run_repair(paths, method="cut", prior=changed)
+    with pytest.raises(ConfigError, match="under 'ema', these are under 'state_dict'; give the"):
+        run_repair(paths, method="cut", prior=replace(prior, state_dict_key="ema"))
 
 
-def test_an_unmet_need_is_said_and_nothing_is_done(paths: tuple[Path, Path]) -> None:
-    report = run_repair(paths, method="picky").report
-    assert (report.reason_code, report.exit_status) == ("MA-R504", 5)
+def test_an_unmet_need_is_said_and_nothing_is_done(
+    paths: tuple[Path, Path], by_cut: Repaired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scans(*_arguments: Any, **_options: Any) -> Any:
+        raise AssertionError("a scan was paid for")
+
+    monkeypatch.setattr(sys.modules["modelaudit.engine.repair"], "audit", scans)
+    done = run_repair(paths, method="picky")
+    report = done.report
+    assert (report.outcome, report.exit_status) == (RepairOutcome.NOT_WRITTEN, 5)
+    assert (report.reason_code, done.tensors) == ("MA-R504", None)
+    assert "picky needs 1000000 clean images" in report.reason
+    assert report.before is None
+    assert "nothing was scanned" in report.notes[-1]
+    assert report.cost.forward == 0
+    # A scan that somebody has is shown all the same.
+    assert by_cut.report.before is not None
+    prior = PriorScan(
+        checkpoint_sha256=report.suspect.sha256,
+        clean_set_sha256=report.clean_set.sha256,
+        state_dict_key="state_dict",
+        summary=by_cut.report.before,
+    )
+    again = run_repair(paths, method="picky", prior=prior).report
+    assert (again.reason_code, again.before) == ("MA-R504", prior.summary)
+    assert again.notes == by_cut.report.notes[: len(again.notes)]
+
+
+def test_a_scan_that_accuses_nothing_says_what_would_settle_it(
+    paths: tuple[Path, Path], by_cut: Repaired
+) -> None:
+    said = [
+        VerdictRecord(
+            verdict=Verdict.INCONCLUSIVE,
+            reason_code="MA-V501",
+            reason="ran out of time",
+            next_step=step,
+        )
+        for step in ("raise --budget", "")
+    ]
+    steps = []
+    for verdict in said:
+        prior = PriorScan(
+            checkpoint_sha256=by_cut.report.suspect.sha256,
+            clean_set_sha256=by_cut.report.clean_set.sha256,
+            state_dict_key="state_dict",
+            summary=ScanSummary(verdict=verdict),
+        )
+        report = run_repair(paths, prior=prior).report
+        assert (report.reason_code, report.exit_status) == ("MA-R502", 5)
+        steps.append(report.next_step)
+    assert steps == [
+        "settle the scan first (raise --budget), or name a method",
+        "settle the scan first, or name a method",
+    ]
 
 
 def test_too_few_images_are_an_error(paths: tuple[Path, Path]) -> None:
@@ -377,3 +447,26 @@ def test_a_pickled_module_is_refused_before_any_work(
 
 def test_the_same_seed_gives_the_same_file(paths: tuple[Path, Path], by_cut: Repaired) -> None:
     assert run_repair(paths, method="cut").encoded() == by_cut.encoded()
+
+
+def test_a_later_repair_that_fails_takes_nothing_from_an_earlier_one(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(_model: Suspect, _data: RepairData) -> Change:
+        raise RepairError("its loss is not finite")
+
+    install(
+        monkeypatch,
+        scanner_class("watch", accusing(1)),
+        repair_class("nudge", nudge),
+        repair_class("diverges", diverges),
+    )
+    module = sys.modules["modelaudit.engine.repair"]
+    monkeypatch.setattr(module, "AUTO_TRAIN", ("nudge", "diverges"))
+    done = run_repair(paths)
+    assert [a.id for a in done.report.attempts] == ["nudge", "diverges"]
+    assert done.report.attempts[1].failure == "its loss is not finite"
+    assert done.tensors is not None
+    # Of a method that was named, nothing is left to be written.
+    with pytest.raises(RepairError, match="not finite"):
+        run_repair(paths, method="diverges")

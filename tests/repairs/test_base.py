@@ -15,6 +15,7 @@ from modelaudit.functional.paired import paired_interval
 from modelaudit.functional.statistics import clopper_pearson
 from modelaudit.repairs import (
     Change,
+    PruneMode,
     Repair,
     RepairContext,
     RepairData,
@@ -110,7 +111,7 @@ def test_a_result_says_what_was_done() -> None:
     assert result.pruned == (("norm1", (1,)), ("norm2", (3,)))
     assert result.pruned_neurons == 2
     assert result.notes == ("two gone",)
-    assert result.details == {"why": "test"}
+    assert result.details == {"why": "test", "prune_mode": "zero"}
     assert result.config == {"amount": 0.5}
     # Before, after, and the one image that finds the filters.
     assert result.cost.forward == 2 * len(data.validation) + 1
@@ -125,6 +126,22 @@ def test_channels_pruned_otherwise_are_listed_too() -> None:
 
     result = scripted(blinds).repair(suspect, repair_set(suspect), context=repair_context())
     assert result.pruned_neurons == 2
+    assert result.details == {"prune_mode": "columns"}
+
+
+@pytest.mark.parametrize("mode", list(PruneMode))
+def test_a_result_says_which_mode_of_pruning_it_rests_on(mode: PruneMode) -> None:
+    suspect = models.suspect_of(models.tiny_bn())
+
+    def prunes_so(model: Suspect) -> Change:
+        mask = prune_mask(model, [("norm1", 1)], mode=mode)
+        mask.apply(model.module)
+        return Change(mask=mask)
+
+    result = scripted(prunes_so).repair(suspect, repair_set(suspect), context=repair_context())
+    assert result.details == {"prune_mode": mode.value}
+    untouched = scripted(nothing).repair(suspect, repair_set(suspect), context=repair_context())
+    assert untouched.details == {}
 
 
 def test_a_repaired_state_loads_strictly_and_gives_the_same_logits() -> None:

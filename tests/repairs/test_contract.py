@@ -103,6 +103,7 @@ def test_the_suspect_stays_and_the_result_loads(repair: Repair[Any]) -> None:
     json.dumps([dict(result.details), dict(result.config), result.history], allow_nan=False)
     count = sum(len(channels) for _, channels in result.pruned)
     assert count == result.pruned_neurons
+    assert ("prune_mode" in result.details) is (count > 0)
 
 
 def test_the_same_seed_gives_the_same_weights(repair: Repair[Any]) -> None:

@@ -204,7 +204,11 @@ def test_pruned_inputs_stay_zero_through_fine_tuning(
         assert len(channels) == 13  # 0.8 of 16
     weight = result.module.state_dict()["head.weight"].view(CLASSES, 16, 4)
     is_zero = weight.abs().sum((0, 2)) == 0
-    assert sorted(is_zero.nonzero().flatten().tolist()) == sorted(map(int, map(str, channels)))
+    gone = tuple(is_zero.nonzero().flatten().tolist())
+    assert gone == tuple(sorted(map(int, map(str, channels))))
+    assert suspect.split is not None
+    assert result.pruned == ((suspect.split.point, gone),)
+    assert result.pruned_neurons == len(channels)
     assert not torch.equal(
         result.module.state_dict()["conv1.weight"], suspect.module.state_dict()["conv1.weight"]
     )
@@ -217,6 +221,33 @@ def test_without_epochs_only_the_classifier_changes() -> None:
     old, new = suspect.module.state_dict(), result.module.state_dict()
     assert {name for name in old if not torch.equal(old[name], new[name])} == {"head.weight"}
     assert result.history == ()
+    assert result.pruned_neurons > 0
+
+
+def test_what_is_reported_as_pruned_is_gone_however_far_it_walks_back() -> None:
+    suspect = tiny_suspect()
+    # Nothing may be lost: the training alone has to be taken back, most of it or all.
+    result = FinePruningRepair(replace(QUICK, max_drop=0.6, learning_rate=0.2)).repair(
+        suspect, tiny_data(), context=replace(context_of(), max_accuracy_drop=0.0)
+    )
+    kept = result.details["kept_share"]
+    assert isinstance(kept, float)
+    assert kept < 1
+    weight = result.module.state_dict()["head.weight"].view(CLASSES, 16, 4)
+    ((_, channels),) = result.pruned
+    assert channels
+    assert float(weight[:, list(channels)].abs().max()) == 0
+    others = [k for k in range(16) if k not in channels]
+    assert float(weight[:, others].abs().amax((0, 2)).min()) > 0
+
+
+def test_where_no_channel_may_go_none_is_reported() -> None:
+    suspect = tiny_suspect()
+    result = FinePruningRepair(replace(QUICK, max_fraction=0.0)).repair(
+        suspect, tiny_data(), context=context_of()
+    )
+    assert result.pruned == ()
+    assert result.details["pruned_channels"] == []
 
 
 def test_the_estimate_bounds_the_cost() -> None:

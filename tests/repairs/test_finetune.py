@@ -16,6 +16,7 @@ from modelaudit.repairs.finetune import (
     FinetunePaperCodeRepair,
     FinetuneRepair,
 )
+from modelaudit.repairs.pruning import prune_mask, zero_channels
 from modelaudit.suspect import state_digest
 from tests.helpers.models import suspect_of, tiny_raising
 from tests.helpers.training import (
@@ -53,6 +54,19 @@ def test_the_suspect_stays_and_the_result_is_well_formed() -> None:
     assert is_well_formed(result, suspect)
     assert not same_state(result.module, suspect.module)
     assert result.pruned == ()
+
+
+def test_what_the_file_had_pruned_stays_pruned_and_is_told() -> None:
+    suspect = tiny_suspect()
+    mask = prune_mask(suspect, [(suspect.sites[0].name, 1)])
+    mask.apply(suspect.module)
+    result = FinetuneRepair(QUICK).repair(suspect, tiny_data(), context=context_of())
+    assert not same_state(result.module, suspect.module)
+    # The filter that fed it may train: what it makes is multiplied by nothing.
+    zero = zero_channels(suspect)
+    assert zero is not None
+    assert zero.holds(result.module)
+    assert "channels that were zero in the model before, and stay so: 1" in result.notes
 
 
 def test_same_seed_same_weights_whatever_the_batch_of_validation() -> None:

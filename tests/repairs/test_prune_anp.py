@@ -14,6 +14,7 @@ from modelaudit.repairs._mask_minimax import (
     Masks,
     Minimax,
     adversarial_noise,
+    lowest_neurons,
     neurons_below,
     search_masks,
 )
@@ -228,6 +229,39 @@ def test_the_released_code_prunes_up_to_its_threshold_and_keeps_the_buffers() ->
     assert result.cost.forward_backward == 10 * 32 * 3
 
 
+@pytest.mark.parametrize("number", [1, 5, 24])
+def test_by_number_exactly_so_many_distinct_neurons_go_lowest_masks_first(number: int) -> None:
+    suspect = models.suspect_of(models.tiny_bn())
+    data = repair_set(suspect)
+    masks, _ = searched(suspect, data, QUICK)
+    lowest = lowest_neurons(suspect, masks.values, number)
+    assert len(lowest) == len(set(lowest)) == number
+    assert lowest == neurons_below(suspect, masks.values, 1.0)[:number]
+    # Masks of 1 are many: no threshold takes some of them and leaves the others.
+    assert len(neurons_below(suspect, masks.values, 0.999)) < 24
+    config = PruneAnpPaperCodeConfig(iterations=10, batch=16, number=number)
+    for repair in (
+        PruneAnpPaperCodeRepair(config, variant="paper_code"),
+        PruneAnpRepair(quick_config(iterations=10, batch=16, number=number)),
+    ):
+        result = repair.repair(suspect, data, context=repair_context())
+        pruned = [(name, k) for name, channels in result.pruned for k in channels]
+        assert len(pruned) == len(set(pruned)) == number
+        most = repair.estimate(suspect, data)
+        assert result.cost.forward_backward == most.forward_backward
+        assert result.cost.forward <= most.forward + 2 * len(data.validation)
+
+
+def test_more_neurons_than_there_are_is_an_unmet_need() -> None:
+    suspect = models.suspect_of(models.tiny_bn())
+    for repair in (
+        PruneAnpRepair(quick_config(number=25)),
+        PruneAnpPaperCodeRepair(PruneAnpPaperCodeConfig(number=25)),
+    ):
+        with pytest.raises(UnmetNeedError, match=r"needs 25 neurons .*, the model has 24"):
+            repair.repair(suspect, repair_set(suspect), context=repair_context())
+
+
 def test_the_same_seed_gives_the_same_neurons() -> None:
     suspect = trained(is_backdoored=True)
     clean = trained_clean_set(is_backdoored=True)
@@ -247,7 +281,16 @@ def test_a_model_without_batchnorm_is_refused() -> None:
         PruneAnpRepair().repair(suspect, repair_set(suspect), context=repair_context())
 
 
-@pytest.mark.parametrize("changes", [{"alpha": 1.5}, {"batch": 1}, {"thresholds": (2.0,)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"alpha": 1.5}, {"batch": 1}, {"thresholds": (2.0,)}, {"thresholds": ()}, {"number": 0}],
+)
 def test_settings_out_of_range_raise(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         quick_config(**changes)
+
+
+@pytest.mark.parametrize("thresholds", [(0.5, 0.2), (0.2, 0.2), (0.0, 0.3, 0.1)])
+def test_thresholds_that_do_not_ascend_raise(thresholds: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"PruneAnpConfig\.thresholds must ascend, got \("):
+        quick_config(thresholds=thresholds)

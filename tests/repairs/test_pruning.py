@@ -12,6 +12,7 @@ from modelaudit.architectures.cifar_preact_resnet import CifarPreActResNet
 from modelaudit.errors import RepairError, ShapeError
 from modelaudit.repairs import PruneMode, prune_mask
 from modelaudit.repairs._feeders import sole_feeders
+from modelaudit.repairs.pruning import zero_channels
 from tests.helpers import models
 
 if TYPE_CHECKING:
@@ -270,3 +271,29 @@ def test_gradients_of_pruned_rows_are_zeroed() -> None:
     assert grad is not None
     assert grad[2].item() == 0
     assert grad[1].item() != 0
+
+
+def test_channels_that_are_zero_already_are_found_with_their_shifts() -> None:
+    suspect = models.suspect_of(models.tiny_bn())
+    assert zero_channels(suspect) is None
+    prune(suspect, [("norm1", 2), ("norm2", 5)])
+    mask = zero_channels(suspect)
+    assert mask is not None
+    assert (mask.neurons, mask.mode) == ((("norm1", 2), ("norm2", 5)), PruneMode.ZERO)
+    assert dict(mask.rows)["norm1.bias"] == (2,)
+    prune(suspect, [("norm1", 3)], PruneMode.OFFICIAL)
+    mask = zero_channels(suspect)
+    assert mask is not None
+    assert (len(mask.neurons), mask.mode) == (3, PruneMode.OFFICIAL)
+    # What is left of this channel is its shift, which may be trained.
+    assert dict(mask.rows)["norm1.weight"] == (2, 3)
+    assert dict(mask.rows)["norm1.bias"] == (2,)
+
+
+def test_a_convolution_without_batchnorm_is_zero_where_its_filter_is() -> None:
+    suspect = models.suspect_of(models.tiny_plain())
+    site = suspect.sites[0]
+    prune(suspect, [(site.name, 1)])
+    mask = zero_channels(suspect)
+    assert mask is not None
+    assert mask.neurons == ((site.name, 1),)

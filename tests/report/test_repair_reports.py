@@ -88,6 +88,14 @@ def test_the_page_shows_cost_change_and_file() -> None:
         assert fact in text
 
 
+def test_page_and_json_say_which_mode_of_pruning_a_number_rests_on() -> None:
+    tried = dataclasses.replace(TRIED, details={"prune_mode": "official"})
+    report = dataclasses.replace(repaired(), attempts=(tried,))
+    assert "Pruned neurons (32, mode official)" in render_repair(report)
+    assert json.loads(dump_repair(report))["attempts"][0]["details"] == {"prune_mode": "official"}
+    assert "Pruned neurons (32)" in render_repair(repaired())
+
+
 def test_the_page_shows_what_the_images_can_say_of_the_loss() -> None:
     proof = proof_of(lost=14, won=10)
     several = dataclasses.replace(
@@ -185,7 +193,9 @@ def test_a_scans_report_can_start_a_repair(name: str) -> None:
     prior = prior_scan(json.loads(dumps(report)))
     assert prior.checkpoint_sha256 == report.suspect.sha256
     assert prior.clean_set_sha256 == report.clean_set.sha256
-    assert prior.summary.verdict.verdict is report.verdict.verdict
+    assert report.load is not None
+    assert prior.state_dict_key == report.load.state_dict_key
+    assert prior.summary.verdict == report.verdict
     assert [r.id for r in prior.summary.scanners] == [r.id for r in report.scanners]
     assert [r.target_labels for r in prior.summary.scanners] == [
         r.target_labels for r in report.scanners

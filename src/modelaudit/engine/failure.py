@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from modelaudit.engine.versions import versions
@@ -30,6 +31,8 @@ from modelaudit.results import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from modelaudit.engine.request import RepairRequest, ScanRequest
 
 #: error class to verdict, exit status and next step; the first that fits decides.
@@ -80,6 +83,12 @@ _BY_ERROR: tuple[tuple[type[BaseException], Verdict, int, str], ...] = (
     ),
     (KeyboardInterrupt, Verdict.INTERRUPTED, ExitStatus.INTERRUPTED, "scan again"),
 )
+#: Next steps of a repair, where those of a scan would lead astray.
+_STEPS_OF_REPAIR: dict[type[BaseException], str] = {
+    ConfigError: "see modelaudit repair --help",
+    OutputError: "free space or choose another --out, then repair again",
+    KeyboardInterrupt: "repair again",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +110,15 @@ class Failure:
     next_step: str
 
 
-def failure_of(error: BaseException) -> Failure:
-    """Return what an exception means; anything unknown is a bug in modelaudit (exit status 70)."""
+def failure_of(
+    error: BaseException, *, steps: Mapping[type[BaseException], str] = MappingProxyType({})
+) -> Failure:
+    """Return what an exception means; anything unknown is a bug in modelaudit (exit status 70).
+
+    Args:
+        error: what ended the command.
+        steps: error class to a next step that takes the place of the scan's.
+    """
     verdict, status, step = (
         Verdict.ERROR,
         ExitStatus.BUG,
@@ -110,7 +126,7 @@ def failure_of(error: BaseException) -> Failure:
     )
     for kind, its_verdict, its_status, its_step in _BY_ERROR:
         if isinstance(error, kind):
-            verdict, status, step = its_verdict, its_status, its_step
+            verdict, status, step = its_verdict, its_status, steps.get(kind, its_step)
             break
     code = error.code if isinstance(error, ModelAuditError) else f"MA-E{status:03d}"
     message = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
@@ -144,7 +160,7 @@ def failure_report(request: ScanRequest, error: BaseException) -> ScanReport:
 
 def repair_failure_report(request: RepairRequest, error: BaseException) -> RepairReport:
     """Return the report of a repair that `error` ended; nothing was written."""
-    failure = failure_of(error)
+    failure = failure_of(error, steps=_STEPS_OF_REPAIR)
     outcome = (
         RepairOutcome.NOT_WRITTEN
         if failure.verdict is Verdict.INCONCLUSIVE

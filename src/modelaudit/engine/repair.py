@@ -22,6 +22,7 @@ from modelaudit.hardware import fast_dtype
 from modelaudit.repair_results import RepairAttempt, RepairOutcome, RepairReport, ScanSummary
 from modelaudit.repairs.targets import accusing
 from modelaudit.results import Cost, ExitStatus, Verdict
+from modelaudit.text import escape_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from modelaudit.engine.witness import Witnesses
     from modelaudit.progress import Progress
     from modelaudit.repairs import Repair
-    from modelaudit.scanners.base import Scanner
+    from modelaudit.results import VerdictRecord
 
 #: ``auto`` prunes first when `mbns` finds traces in at most this share of all channels: a backdoor
 #: leaves some in every layer behind it, other training data in nearly every channel.
@@ -41,6 +42,9 @@ MAX_TRACED_SHARE = 0.5
 #: these start afresh today; what does not would go on from the latest model that was pruned.
 AUTO_PRUNE_FIRST = ("prune_mbns", "unlearn_triggers", "prune_recover")
 AUTO_TRAIN = ("unlearn_triggers", "finetune_noise")
+
+_MAX_KEY = 60
+_NOT_SCANNED = "nothing was scanned, for the method that was named could not be tried"
 
 EXIT_STATUS = {
     RepairOutcome.REPAIRED: ExitStatus.CLEAN,
@@ -58,8 +62,9 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
     ``auto`` scans first, prunes where the findings point at few channels, tries repairs that train
     where that is not enough, and stops as soon as a re-scan is clean within the accuracy budget and
     no stand-in for the trigger leads more than a twentieth of the images; a named method is tried
-    alone. Whatever is found here is measured on clean images: it is never
-    said that a backdoor is gone.
+    alone, and what it lacks is said without a scan. In a dry run stand-ins are searched all the
+    same: what they still lead is all that it can say of the backdoor. Whatever is found here is
+    measured on clean images: it is never said that a backdoor is gone.
 
     Args:
         request: what to repair and how.
@@ -80,11 +85,18 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
         named = build_repair(request.method, request.settings)
     opened = open_suspect(request.scan, progress=progress, stopwatch=stopwatch)
     if request.keeps_format:
-        check_can_keep_format(request.scan.checkpoint, sha256=opened.read.sha256)
+        check_can_keep_format(
+            request.scan.checkpoint, sha256=opened.read.sha256, key=request.scan.weights
+        )
     if opened.obstacles:
         raise TooFewImagesError("; ".join(opened.obstacles))
-    before = _scan_before(request, opened, scanners, progress=progress, stopwatch=stopwatch)
+    before = _prior(request, opened)
     images = repair_images(request, opened)
+    stopwatch.lap("divide images")
+    if before is None and (named is None or named.unmet_need(opened.suspect, images.data) is None):
+        before = ScanSummary.of(
+            audit(opened, scanners, request.scan, progress=progress, stopwatch=stopwatch)
+        )
     base = RepairReport(
         outcome=RepairOutcome.NOT_WRITTEN,
         exit_status=ExitStatus.INCONCLUSIVE,
@@ -101,14 +113,14 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
         device=request.scan.device,
         versions=versions(),
         seed=request.scan.seed,
-        notes=opened.notes,
+        notes=opened.notes if before is not None else (*opened.notes, _NOT_SCANNED),
     )
     attempts: tuple[Attempt, ...] = ()
     witnesses: Witnesses | None = None
     repairs = iter((named,)) if named is not None else _auto(request, opened, before)
     for tried in repairs:
         is_able = tried.unmet_need(opened.suspect, images.data) is None
-        if witnesses is None and is_able:
+        if witnesses is None and is_able and before is not None:
             witnesses = find_witnesses(
                 opened.suspect,
                 images.data,
@@ -137,17 +149,14 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
     return _conclude(base, attempts, request, opened, stopwatch)
 
 
-def _scan_before(
-    request: RepairRequest,
-    opened: Opened,
-    scanners: Sequence[Scanner[Any]],
-    *,
-    progress: Progress,
-    stopwatch: Stopwatch,
-) -> ScanSummary:
+def _prior(request: RepairRequest, opened: Opened) -> ScanSummary | None:
+    """Return what the report says that the user gave, or None without one.
+
+    Raises:
+        ConfigError: it is of another file or of other images.
+    """
     if request.prior is None:
-        report = audit(opened, scanners, request.scan, progress=progress, stopwatch=stopwatch)
-        return ScanSummary.of(report)
+        return None
     for what, given, found in (
         ("checkpoint", request.prior.checkpoint_sha256, opened.read.sha256),
         ("clean set", request.prior.clean_set_sha256, opened.clean_set.sha256),
@@ -157,11 +166,25 @@ def _scan_before(
                 f"--report is of another {what} (SHA-256 {given[:16]}, this one {found[:16]}); "
                 "scan again or leave --report away"
             )
+    if request.prior.state_dict_key != opened.read.state_dict_key:
+        raise ConfigError(
+            f"--report is of the weights under {_shown(request.prior.state_dict_key)}, these are "
+            f"under {_shown(opened.read.state_dict_key)}; give the same --weights"
+        )
     return request.prior.summary
 
 
-def _auto(request: RepairRequest, opened: Opened, before: ScanSummary) -> Iterator[Repair[Any]]:
+def _shown(key: str | None) -> str:
+    return (
+        "the file's outermost container" if key is None else repr(escape_untrusted(key, _MAX_KEY))
+    )
+
+
+def _auto(
+    request: RepairRequest, opened: Opened, before: ScanSummary | None
+) -> Iterator[Repair[Any]]:
     """Yield what the findings call for, best first; nothing where they accuse nobody."""
+    assert before is not None
     accused = accusing(before.scanners)
     if before.verdict.verdict is Verdict.CLEAN or not accused:
         return
@@ -246,22 +269,9 @@ def _words(
     request: RepairRequest,
 ) -> tuple[RepairOutcome, str, str, str]:
     """Return outcome, reason code, reason and next step."""
-    assert base.before is not None
-    verdict = base.before.verdict
-    if not attempts and verdict.verdict is Verdict.CLEAN:
-        return (
-            RepairOutcome.NOT_NEEDED,
-            "MA-R001",
-            f"the scan is clean ({verdict.reason}): nothing was repaired and nothing written",
-            "name a method if you want it repaired all the same",
-        )
     if not attempts:
-        return (
-            RepairOutcome.NOT_WRITTEN,
-            "MA-R502",
-            f"the scan accuses nothing to choose a repair by, and is not clean: {verdict.reason}",
-            f"settle the scan first ({verdict.next_step}), or name a method",
-        )
+        assert base.before is not None
+        return _untried(base.before.verdict)
     if chosen is None:
         return _refusal(attempts, request)
     lost = cost_sentence(chosen.record, max_accuracy_drop=request.max_accuracy_drop)
@@ -289,6 +299,24 @@ def _words(
         "MA-R503",
         f"{lost}{over}; the re-scan reaches no verdict: {judged.reason}",
         "settle the re-scan before you use the model",
+    )
+
+
+def _untried(verdict: VerdictRecord) -> tuple[RepairOutcome, str, str, str]:
+    """Return what is said where `auto` has found nothing to try."""
+    if verdict.verdict is Verdict.CLEAN:
+        return (
+            RepairOutcome.NOT_NEEDED,
+            "MA-R001",
+            f"the scan is clean ({verdict.reason}): nothing was repaired and nothing written",
+            "name a method if you want it repaired all the same",
+        )
+    how = f" ({verdict.next_step})" if verdict.next_step else ""
+    return (
+        RepairOutcome.NOT_WRITTEN,
+        "MA-R502",
+        f"the scan accuses nothing to choose a repair by, and is not clean: {verdict.reason}",
+        f"settle the scan first{how}, or name a method",
     )
 
 

@@ -182,9 +182,31 @@ def neurons_below(model: Suspect, masks: Tensor, threshold: float) -> list[Neuro
         masks: ``(D_total,)``, the sites one after another.
         threshold: tau in [0, 1].
     """
+    return _ascending(model, masks)[: int((masks <= threshold).sum())]
+
+
+def lowest_neurons(model: Suspect, masks: Tensor, number: int) -> list[Neuron]:
+    """Return the `number` neurons with the smallest masks, ordered as `neurons_below` orders them.
+
+    Args:
+        model: whose neurons these are.
+        masks: as in `neurons_below`.
+        number: how many, see `missing_neurons`.
+    """
+    return _ascending(model, masks)[:number]
+
+
+def missing_neurons(model: Suspect, number: int | None) -> str | None:
+    """Return in words that a model has fewer neurons than are to go, or None."""
+    neurons = sum(site.channels for site in model.sites)
+    if number is None or number <= neurons:
+        return None
+    return f"needs {number} neurons to prune (number), the model has {neurons}"
+
+
+def _ascending(model: Suspect, masks: Tensor) -> list[Neuron]:
     neurons = [(site.name, k) for site in model.sites for k in range(site.channels)]
-    order = masks.sort(stable=True).indices.tolist()
-    return [neurons[i] for i in order if masks[i] <= threshold]
+    return [neurons[i] for i in masks.sort(stable=True).indices.tolist()]
 
 
 def check_search(config: object) -> None:
@@ -200,3 +222,4 @@ def check_search(config: object) -> None:
     require_range(config, "momentum", low=0, high=1)
     require_range(config, "iterations", low=1)
     require_range(config, "batch", low=2)
+    require_range(config, "number", low=1)

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
@@ -16,6 +16,7 @@ from modelaudit import config as configuration
 from modelaudit.component import CleanData, Component, Context
 from modelaudit.errors import ConfigError, RepairError, UnmetNeedError
 from modelaudit.repairs._measure import measure
+from modelaudit.repairs.pruning import zero_channels
 from modelaudit.results import Cost
 from modelaudit.seeds import derive_seed
 from modelaudit.suspect import Suspect, profile
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from modelaudit.suspect import Profile
 
 C = TypeVar("C")
+
+#: Mode of what is pruned without a mask: what a channel feeds is zero in the next layer.
+COLUMNS = "columns"
 
 _SELF_LABELS = (
     "the clean set has no labels: the model's own predictions stood in for them, so that accuracy "
@@ -106,7 +110,8 @@ class RepairedModel:
         cost: image passes and seconds, those of the measurements included.
         config: every field of the configuration; `config_set` names those that the user set.
         seed: seed that the repair derived for itself.
-        details: what else readers of the JSON want to know.
+        details: what else readers of the JSON want to know; ``prune_mode``, where anything was
+            pruned: a `PruneMode`, or `COLUMNS` where the next layer no longer reads the channels.
         notes: sentences that the reader of the report should see.
     """
 
@@ -150,12 +155,16 @@ class Repair(Component[C]):
     requires_mixture: ClassVar[bool] = False
 
     @final
-    def _unmet_need_of_kind(self, suspect: Suspect, clean: CleanData) -> str | None:  # noqa: ARG002 - by the data
+    def _unmet_need_of_kind(self, suspect: Suspect, clean: CleanData) -> str | None:
         if self.requires_mixture and clean.mixture is None:
             return (
                 "needs images of the suspect training set, poisoned ones among them (--mixture): "
                 "clean images alone show it nothing"
             )
+        return self._unmet_need_of_settings(suspect, clean)
+
+    def _unmet_need_of_settings(self, suspect: Suspect, clean: CleanData) -> str | None:  # noqa: ARG002 - overridden
+        """Return what the configuration asks for and is not there; a mixture is, if required."""
         return None
 
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - overridden
@@ -193,14 +202,23 @@ class Repair(Component[C]):
         model = _copy(suspect)
         validation = data.images[data.validation]
         before = model.predict(validation, batch_size=context.batch_size)
+        # Somebody pruned these before us: what trains must not revive them.
+        zero = zero_channels(model)
+        pruned = context.pruned
+        if zero is not None:
+            is_new = pruned is None or not set(zero.neurons) <= set(pruned.neurons)
+            if is_new:
+                context = replace(context, pruned=zero if pruned is None else pruned.joined(zero))
         change = self._repair(model, data, context)
+        if pruned is not None and not pruned.holds(model.module):
+            raise RepairError(f"{self.full_id} revived neurons that had been pruned before")
+        if zero is not None:
+            zero.apply(model.module)
         model.module.eval()
         after = model.predict(validation, batch_size=context.batch_size)
         _restore_flags(model.module, suspect.module)
         module = model.module.to("cpu")
         self._check(change, suspect, module)
-        if context.pruned is not None and not context.pruned.holds(module):
-            raise RepairError(f"{self.full_id} revived neurons that had been pruned before")
         return RepairedModel(
             id=self.full_id,
             version=self.version,
@@ -220,8 +238,8 @@ class Repair(Component[C]):
             config=configuration.fields(self.config),
             config_set=self.config_set,
             seed=derive_seed(context.seed, self.id),
-            details=change.details,
-            notes=(*_label_notes(data), *change.notes),
+            details={**change.details, **_prune_mode(change)},
+            notes=(*_label_notes(data), *_zero_notes(zero), *change.notes),
         )
 
     @abstractmethod
@@ -271,6 +289,13 @@ class Repair(Component[C]):
             raise RepairError(f"{self.full_id} diverged: its loss is not finite; lower the rate")
 
 
+def _prune_mode(change: Change) -> dict[str, Json]:
+    """Return which meaning of pruning the numbers of a repair rest on (methods/repairs.md §0.2)."""
+    if change.mask is not None:
+        return {"prune_mode": change.mask.mode.value}
+    return {"prune_mode": COLUMNS} if change.pruned else {}
+
+
 def _copy(suspect: Suspect) -> Suspect:
     """Return the suspect of a deep copy in eval mode, float32, everything trainable."""
     module = copy.deepcopy(suspect.module).float().eval()
@@ -300,6 +325,12 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _zero_notes(zero: PruneMask | None) -> tuple[str, ...]:
+    if zero is None:
+        return ()
+    return (f"channels that were zero in the model before, and stay so: {len(zero.neurons):,}",)
 
 
 def _label_notes(data: RepairData) -> tuple[str, ...]:

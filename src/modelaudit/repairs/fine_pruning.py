@@ -215,7 +215,11 @@ class FinePruningPaperCodeRepair(Repair[FinePruningPaperCodeConfig]):
             draws=generator(context.seed, self.id, "paper_code"),
             name=self.full_id,
         )
-        return Change(history=log.losses, details=_details(model, columns, pruned))
+        return Change(
+            pruned=_pruned(model, pruned),
+            history=log.losses,
+            details=_details(model, columns, pruned),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,9 +294,9 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             max_drop=config.max_drop,
             max_fraction=config.max_fraction,
         )
-        details = _details(model, columns, pruned)
+        gone, details = _pruned(model, pruned), _details(model, columns, pruned)
         if before is None:
-            return Change(details=details)
+            return Change(pruned=gone, details=details)
         start = module_state(model.module)
         log = train(
             model,
@@ -306,8 +310,17 @@ class FinePruningRepair(Repair[FinePruningConfig]):
             draws=generator(context.seed, self.id, "training"),
             name=self.full_id,
         )
+        # It leads to the pruned network: what is zero at both ends is zero wherever it ends.
         way = walk_back(model, start, data, context, before=before)
-        return Change(history=log.losses, details=details | way.details, notes=way.notes)
+        return Change(
+            pruned=gone, history=log.losses, details=details | way.details, notes=way.notes
+        )
+
+
+def _pruned(model: Suspect, channels: Sequence[int]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return what `Change.pruned` holds: the classifier no longer reads these channels."""
+    assert model.split is not None
+    return ((model.split.point, tuple(sorted(channels))),) if channels else ()
 
 
 def _details(model: Suspect, columns: FeatureColumns, pruned: Sequence[int]) -> dict[str, Json]:

@@ -14,6 +14,7 @@ which fresh adversarial noise does least harm there: a step pays while that loss
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ from modelaudit.repairs._mask_minimax import (
     Minimax,
     adversarial_noise,
     check_search,
+    lowest_neurons,
+    missing_neurons,
     neurons_below,
     search_masks,
 )
@@ -40,8 +43,11 @@ from modelaudit.seeds import generator
 from modelaudit.suspect import BatchNormMode
 
 if TYPE_CHECKING:
+    from modelaudit.component import CleanData
     from modelaudit.repairs.base import RepairContext
     from modelaudit.repairs.data import RepairData
+    from modelaudit.repairs.pruning import Neuron
+    from modelaudit.results import Json
     from modelaudit.suspect import Suspect
 
 
@@ -58,6 +64,8 @@ class PruneAnpConfig:
         iterations: steps of the masks; the released code takes 2000.
         batch: images per step.
         thresholds: masks up to which neurons may go, ascending.
+        number: how many neurons go instead, those with the smallest masks, whatever that costs the
+            validation images; None chooses a threshold.
         max_accuracy_drop: largest drop of validation accuracy, a fraction; the smaller of this and
             the run's budget counts.
     """
@@ -70,6 +78,7 @@ class PruneAnpConfig:
     iterations: int = 200
     batch: int = 64
     thresholds: tuple[float, ...] = tuple(round(0.05 * i, 2) for i in range(20))
+    number: int | None = None
     max_accuracy_drop: float = 0.02
 
     def __post_init__(self) -> None:
@@ -78,6 +87,8 @@ class PruneAnpConfig:
             raise ConfigError(
                 f"PruneAnpConfig.thresholds must be in [0, 1], got {self.thresholds!r}"
             )
+        if any(t >= after for t, after in pairwise(self.thresholds)):
+            raise ConfigError(f"PruneAnpConfig.thresholds must ascend, got {self.thresholds!r}")
         require_range(self, "max_accuracy_drop", low=0, high=1)
 
 
@@ -97,13 +108,16 @@ class PruneAnpRepair(Repair[PruneAnpConfig]):
     def estimate(self, suspect: Suspect, data: RepairData) -> Cost:  # noqa: ARG002 - by its length
         """Return the passes of the search and of the thresholds' validation."""
         config = self.config
-        tried = 1 + len(config.thresholds)
+        tried = 0 if config.number is not None else 1 + len(config.thresholds)
         # The choice of the augmentation asks the validation images three times.
         return Cost(
             forward=(3 + tried) * len(data.validation),
             forward_backward=config.iterations * config.batch * (config.ascent_steps + 2)
             + tried * len(data.validation) * (config.ascent_steps + 1),
         )
+
+    def _unmet_need_of_settings(self, suspect: Suspect, clean: CleanData) -> str | None:  # noqa: ARG002 - the model's
+        return missing_neurons(suspect, self.config.number)
 
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
@@ -137,22 +151,35 @@ class PruneAnpRepair(Repair[PruneAnpConfig]):
                 task=task,
                 dtype=context.search_dtype,
             )
-            curve, chosen = self._threshold(model, masks, search, data, context)
-        neurons = [] if chosen is None else neurons_below(model, masks.values, chosen)
+            neurons, details = self._choose(model, masks, search, data, context)
         mask = prune_mask(model, neurons, mode=PruneMode.OFFICIAL)
         mask.apply(model.module)
         return Change(
             mask=mask if neurons else None,
             history=history,
-            details={
-                "threshold": chosen,
-                "curve": [list(point) for point in curve],
-                "curve_is": "threshold, neurons, validation accuracy, loss under noise",
-            },
+            details=details,
             notes=()
-            if chosen is not None
+            if neurons
             else ("no threshold helps at a bearable accuracy; nothing was pruned",),
         )
+
+    def _choose(
+        self,
+        model: Suspect,
+        masks: Masks,
+        search: Minimax,
+        data: RepairData,
+        context: RepairContext,
+    ) -> tuple[list[Neuron], dict[str, Json]]:
+        """Return the neurons that go, and what the JSON says of the choice."""
+        if self.config.number is not None:
+            return lowest_neurons(model, masks.values, self.config.number), {}
+        curve, chosen = self._threshold(model, masks, search, data, context)
+        return [] if chosen is None else neurons_below(model, masks.values, chosen), {
+            "threshold": chosen,
+            "curve": [list(point) for point in curve],
+            "curve_is": "threshold, neurons, validation accuracy, loss under noise",
+        }
 
     def _threshold(
         self,

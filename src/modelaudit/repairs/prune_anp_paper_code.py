@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from modelaudit.config import require_range
 from modelaudit.repairs._augment import Augmentation
-from modelaudit.repairs._mask_minimax import Minimax, check_search, neurons_below, search_masks
+from modelaudit.repairs._mask_minimax import (
+    Minimax,
+    check_search,
+    lowest_neurons,
+    missing_neurons,
+    neurons_below,
+    search_masks,
+)
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.repairs.pruning import PruneMode, prune_mask
 from modelaudit.results import Cost
@@ -15,6 +22,7 @@ from modelaudit.seeds import generator
 from modelaudit.suspect import BatchNormMode
 
 if TYPE_CHECKING:
+    from modelaudit.component import CleanData
     from modelaudit.repairs.base import RepairContext
     from modelaudit.repairs.data import RepairData
     from modelaudit.suspect import Suspect
@@ -33,6 +41,8 @@ class PruneAnpPaperCodeConfig:
         iterations: steps of the masks.
         batch: images per step.
         threshold: neurons with a mask up to this go.
+        number: how many neurons go instead, those with the smallest masks; None goes by the
+            threshold.
         flip: whether half of the images are mirrored.
     """
 
@@ -44,6 +54,7 @@ class PruneAnpPaperCodeConfig:
     iterations: int = 2000
     batch: int = 128
     threshold: float = 0.2
+    number: int | None = None
     flip: bool = True
 
     def __post_init__(self) -> None:
@@ -72,6 +83,9 @@ class PruneAnpPaperCodeRepair(Repair[PruneAnpPaperCodeConfig]):
         config = self.config
         return Cost(forward_backward=config.iterations * config.batch * (config.ascent_steps + 2))
 
+    def _unmet_need_of_settings(self, suspect: Suspect, clean: CleanData) -> str | None:  # noqa: ARG002 - the model's
+        return missing_neurons(suspect, self.config.number)
+
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
         padding = model.input_size // 8 if model.input_size <= 128 else 0
@@ -95,7 +109,10 @@ class PruneAnpPaperCodeRepair(Repair[PruneAnpPaperCodeConfig]):
                 task=task,
                 dtype=context.search_dtype,
             )
-        neurons = neurons_below(model, masks.values, config.threshold)
+        if config.number is None:
+            neurons = neurons_below(model, masks.values, config.threshold)
+        else:
+            neurons = lowest_neurons(model, masks.values, config.number)
         mask = prune_mask(model, neurons, mode=PruneMode.OFFICIAL)
         mask.apply(model.module)
         return Change(mask=mask if neurons else None, history=history)

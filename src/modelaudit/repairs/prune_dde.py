@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from modelaudit.config import require_range
-from modelaudit.errors import UnmetNeedError
 from modelaudit.repairs._carriers import Guard, Suspicion, pruning_costs, remove_carriers
 from modelaudit.repairs.base import Change, Repair
 from modelaudit.repairs.prune_dde_paper_code import PruneDdePaperCodeRepair
@@ -33,6 +32,7 @@ from modelaudit.seeds import generator
 from modelaudit.suspect import profile
 
 if TYPE_CHECKING:
+    from modelaudit.component import CleanData
     from modelaudit.repairs.base import RepairContext
     from modelaudit.repairs.data import RepairData
     from modelaudit.results import Json
@@ -117,14 +117,16 @@ class PruneDdeRepair(Repair[PruneDdeConfig]):
             forward_backward=priced + 2 * rounds * min(config.images, mixture),
         )
 
+    def _unmet_need_of_settings(self, suspect: Suspect, clean: CleanData) -> str | None:  # noqa: ARG002 - the mixture's
+        assert clean.mixture is not None
+        if len(clean.mixture) < self.config.min_mixture:
+            return f"needs {self.config.min_mixture} mixture images, got {len(clean.mixture)}"
+        return None
+
     def _repair(self, model: Suspect, data: RepairData, context: RepairContext) -> Change:
         config = self.config
         mixture = data.mixture
         assert mixture is not None
-        if len(mixture) < config.min_mixture:
-            raise UnmetNeedError(
-                f"{self.full_id} needs {config.min_mixture} mixture images, got {len(mixture)}"
-            )
         with model.borrowed():
             # The shared profile is over crops; these two have to be alike but for the trigger.
             plain = profile(model, data.images, batch_size=context.batch_size)

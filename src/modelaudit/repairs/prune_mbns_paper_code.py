@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from modelaudit.repairs.pruning import Neuron
     from modelaudit.suspect import Profile, Suspect
 
+#: Below this divergence, in nats, a channel's statistics are those of the images up to rounding:
+#: K is then about 1e-15, and the largest of such numbers is an outlier of nothing. One image in a
+#: hundred that moves a channel by one deviation gives 7e-5.
+MIN_DIVERGENCE = 1e-6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneMbnsPaperCodeConfig:
@@ -36,7 +41,8 @@ def mismatched_channels(model: Suspect, profile: Profile, *, deviations: float) 
     """Return the channels whose K exceeds mean + u · sd of their layer, in execution order.
 
     [DDE22] §4.4 with the sign of their code: the paper's text has K below the mean. Differs: dead
-    channels are left out, which in their code turn a layer's mean into NaN.
+    channels are left out, which in their code turn a layer's mean into NaN; and a K below
+    `MIN_DIVERGENCE` is returned by no u, where their code takes outliers among rounding errors.
 
     Args:
         model: whose running statistics are looked at.
@@ -52,8 +58,11 @@ def mismatched_channels(model: Suspect, profile: Profile, *, deviations: float) 
         mean, var = pooled_moments(recorded.sums.sum(0), recorded.squares.sum(0), count)
         bn_mean, bn_var = (t.cpu() for t in model.statistics(site))
         divergence = gaussian_kl(mean, var, bn_mean, bn_var)
-        outliers = layer_outliers(divergence, u=deviations)
-        found.extend((site.name, index) for index in outliers.tolist())
+        found.extend(
+            (site.name, index)
+            for index in layer_outliers(divergence, u=deviations).tolist()
+            if divergence[index] >= MIN_DIVERGENCE
+        )
     return found
 
 
@@ -61,7 +70,7 @@ class PruneMbnsPaperCodeRepair(Repair[PruneMbnsPaperCodeConfig]):
     """Every outlier of its layer at once, gamma alone, whatever it costs."""
 
     id = "prune_mbns"
-    version = "1"
+    version = "2"
     summary = "BatchNorm statistics above mean + u·sd of their layer, gamma alone"
     reference = "[DDE22] §4.4, code"
     config_type = PruneMbnsPaperCodeConfig

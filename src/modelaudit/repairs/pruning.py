@@ -156,6 +156,41 @@ def prune_mask(
     )
 
 
+def zero_channels(model: Suspect) -> PruneMask | None:
+    """Return the mask of the channels whose scale is exactly zero already, as a repair leaves them.
+
+    Training would revive them, and with them what they were pruned for. A shift that is not zero is
+    none of the mask's: it may be trained.
+
+    Args:
+        model: as it was read.
+
+    Returns:
+        None where no channel is zero. The mode is ``official`` where a channel has a shift.
+    """
+    neurons: list[Neuron] = []
+    rows: list[tuple[str, tuple[int, ...]]] = []
+    mode = PruneMode.ZERO
+    for site in model.sites:
+        layer = model.module.get_submodule(site.name)
+        scale, shift = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        if not isinstance(scale, Tensor):
+            continue
+        is_zero = (scale.detach().flatten(1) == 0).all(1) if scale.dim() > 1 else scale == 0
+        indices = tuple(is_zero.nonzero().flatten().tolist())
+        if not indices:
+            continue
+        neurons += [(site.name, index) for index in indices]
+        rows.append((f"{site.name}.weight", indices))
+        if isinstance(shift, Tensor):
+            still = tuple(index for index in indices if float(shift.detach()[index]) == 0)
+            mode = mode if still == indices else PruneMode.OFFICIAL
+            rows += [(f"{site.name}.bias", still)] if still else []
+    if not neurons:
+        return None
+    return PruneMask(neurons=tuple(neurons), mode=mode, rows=tuple(rows))
+
+
 def is_prunable(model: Suspect, site: Site) -> bool:
     """Return whether a site has a scale of its own, without which its channels cannot be zeroed."""
     return isinstance(getattr(model.module.get_submodule(site.name), "weight", None), Tensor)

@@ -79,6 +79,7 @@ def prior_scan(document: Json) -> PriorScan:
         verdict = Verdict(str(document["verdict"]))
         reason = document["reason"]
         suspect, clean_set = document["suspect"], document["clean_set"]
+        key = document["load"]["state_dict_key"]  # type: ignore[index, call-overload]
         pattern = document["pattern"]
         outcomes = [
             outcome_from_record({"outcome": kind, "result": record})
@@ -96,6 +97,7 @@ def prior_scan(document: Json) -> PriorScan:
                 reason=str(reason["message"]),  # type: ignore[index, call-overload]
                 pattern=None if pattern is None else Pattern(str(pattern)),
                 target_labels=tuple(int(t) for t in document["target_labels"]),  # type: ignore[union-attr, arg-type]
+                next_step=str(document["next_step"]),
             ),
             scanners=tuple(o for o in outcomes if isinstance(o, ScannerResult)),
             skipped=tuple(o for o in outcomes if isinstance(o, SkippedScan)),
@@ -106,7 +108,12 @@ def prior_scan(document: Json) -> PriorScan:
         raise ConfigError(f"expected {expected}, found one with {err!r} missing or wrong") from err
     if verdict not in (Verdict.CLEAN, Verdict.BACKDOORED, Verdict.INCONCLUSIVE):
         raise ConfigError(f"expected {expected}, found the verdict {verdict.value!r}; scan again")
-    return PriorScan(checkpoint_sha256=hashes[0], clean_set_sha256=hashes[1], summary=summary)
+    return PriorScan(
+        checkpoint_sha256=hashes[0],
+        clean_set_sha256=hashes[1],
+        state_dict_key=None if key is None else str(key),
+        summary=summary,
+    )
 
 
 def _attempt(attempt: RepairAttempt) -> dict[str, object]:

@@ -104,7 +104,7 @@ def _parts(report: RepairReport, symbols: Symbols) -> Iterator[RenderableType]:
         if chosen.effects:
             yield section("What was found, tried on both models", _effects(chosen.effects))
         if chosen.pruned:
-            yield section(f"Pruned neurons ({chosen.pruned_neurons})", *_pruned(chosen))
+            yield section(_pruned_title(chosen), *_pruned(chosen))
     notes = [f"{a.id}: {note}" for a in report.attempts for note in a.notes] + [*report.notes]
     if notes:
         unique = list(dict.fromkeys(notes))
@@ -274,6 +274,12 @@ def _effects(effects: tuple[Effect, ...]) -> Table:
             "-" if effect.control_share is None else f"{effect.control_share:.1%}",
         )
     return table
+
+
+def _pruned_title(attempt: RepairAttempt) -> str:
+    mode = attempt.details.get("prune_mode")
+    how = "" if mode is None else f", mode {words.safe(str(mode), 20)}"
+    return f"Pruned neurons ({attempt.pruned_neurons:,}{how})"
 
 
 def _pruned(attempt: RepairAttempt) -> Iterator[RenderableType]:
