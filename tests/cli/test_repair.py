@@ -10,6 +10,7 @@ import modelaudit
 from modelaudit.cli import run
 from modelaudit.errors import CorruptCheckpointError, OutputError, UnsafeCheckpointError
 from modelaudit.report import dumps
+from modelaudit.report.repair_json import dump_repair
 from tests.helpers.repair_reports import FakeRepairEngine, all_repair_reports, repaired
 from tests.helpers.reports import backdoored
 
@@ -72,6 +73,29 @@ def test_json_names_the_file(
     assert document["outcome"] == "repaired"
     assert document["written"]["path"] == str(out)
     assert document["written"]["size"] == 7
+
+
+def test_an_interruption_behind_the_file_says_that_there_is_one(
+    engine: FakeRepairEngine,
+    inputs: list[str],
+    out: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[object] = []
+
+    def interrupted(*arguments: object, **_: object) -> str:
+        if not said:
+            said.append(arguments)
+            raise KeyboardInterrupt
+        return dump_repair(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("modelaudit.cli.repair_job.dump_repair", interrupted)
+    assert run([*inputs, "--out", str(out), "--format", "json"]) == 130
+    text, err = capsys.readouterr()
+    assert out.exists()
+    assert f"{out} was written" in err
+    assert f"{out} was written" in json.loads(text)["reason"]["message"]
 
 
 def test_the_report_can_go_to_a_file_of_its_own(

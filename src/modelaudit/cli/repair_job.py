@@ -97,9 +97,10 @@ class RepairOptions:
 
 
 class RepairJob(ReportJob[RepairOptions, RepairReport]):
-    """Repair, write the file, deliver the report; when it raises, nothing was written."""
+    """Repair, write the file, deliver the report; what raises before that has written nothing."""
 
     _request: engine.RepairRequest | None = None
+    _written: Path | None = None
 
     def run(self) -> int:
         """Repair, write and deliver."""
@@ -114,6 +115,7 @@ class RepairJob(ReportJob[RepairOptions, RepairReport]):
             if repaired.tensors is not None and model_file is not None:
                 encoded = repaired.encoded()
                 model_file.write_bytes(encoded.data, check=repaired.check)
+                self._written = model_file.shown
                 repaired = repaired.written(encoded, model_file.shown)
         return self._deliver(repaired.report)
 
@@ -138,7 +140,13 @@ class RepairJob(ReportJob[RepairOptions, RepairReport]):
         if self._request is not None:
             from modelaudit import engine
 
-            return engine.repair_failure_report(self._request, error)
+            report = engine.repair_failure_report(self._request, error)
+            if self._written is None:
+                return report
+            # It came while the report was delivered.
+            return dataclasses.replace(
+                report, reason=f"{report.reason}; {self._written} was written"
+            )
         outcome = outcome_of(error)
         scan = self._options.scan
         return RepairReport(
