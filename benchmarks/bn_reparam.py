@@ -4,7 +4,7 @@
 
 The attacker's edit of [DDE22], on the images that the attacker trained on: every BatchNorm layer
 gets the statistics of clean images, and affine parameters that keep the function. The row holds the
-largest difference of a logit and of all test images' predictions, ACC and ASR before and after, and
+largest difference of a logit, how many test images' predictions change, ACC and ASR before and after, and
 what each scanner and the verdict say of both models, which have the same weights otherwise.
 """
 
@@ -27,7 +27,7 @@ from modelaudit.bench.facts import machine_facts
 from modelaudit.bench.models import make_module
 from modelaudit.bench.rates import measure_rates
 from modelaudit.bench.runner import find_data
-from modelaudit.bench.train import normaliser
+from modelaudit.bench.train import normalise, normaliser
 from modelaudit.checkpoint import read_checkpoint
 from modelaudit.report.json import plain
 
@@ -54,7 +54,9 @@ def main() -> None:
         in_channels=data.shape[0],
     )
     module.load_state_dict(dict(read_checkpoint(options.checkpoint).weights.tensors))
-    classifier = Classifier(module.eval(), normalise=preprocessing)
+    classifier = Classifier(
+        module.eval(), normalise=lambda images: normalise(images, preprocessing)
+    )
 
     def logits() -> torch.Tensor:
         with torch.no_grad():
