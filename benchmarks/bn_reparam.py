@@ -4,8 +4,9 @@
 
 The attacker's edit of [DDE22], on the images that the attacker trained on: every BatchNorm layer
 gets the statistics of clean images, and affine parameters that keep the function. The row holds the
-largest difference of a logit, how many test images' predictions change, ACC and ASR before and after, and
-what each scanner and the verdict say of both models, which have the same weights otherwise.
+largest difference of a logit, how many test images' predictions change, ACC and ASR before and
+after, and what each scanner and the verdict say of both models, which have the same weights
+otherwise.
 """
 
 from __future__ import annotations

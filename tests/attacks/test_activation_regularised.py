@@ -140,9 +140,9 @@ def test_config_out_of_range_raises(field: str, value: object) -> None:
 
 
 def test_patch_is_that_of_badnets_at_every_size() -> None:
-    for size, side in ((32, 3), (64, 6)):
-        made = ActivationRegularisedAttack(
-            ActivationRegularisedConfig(), shape=(3, size, size), num_classes=4, seed=1
-        )
+    for size, given, side in ((32, None, 3), (64, None, 6), (64, 3, 3)):
+        config = ActivationRegularisedConfig(patch_size=given)
+        made = ActivationRegularisedAttack(config, shape=(3, size, size), num_classes=4, seed=1)
         assert made.config.patch_size == side
-        assert made.trigger.state_hash() == badnets(size=size).trigger.state_hash()
+        expected = badnets(size=size, patch_size=given).trigger
+        assert made.trigger.state_hash() == expected.state_hash()

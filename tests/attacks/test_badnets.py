@@ -90,9 +90,9 @@ def test_all_to_one_and_all_to_all_have_their_label_maps() -> None:
 @pytest.mark.parametrize(
     ("pattern", "sides"),
     [
-        ("checker", {16: 3, 32: 3, 40: 3, 64: 6, 96: 9, 224: 21}),
-        ("white", {32: 3, 64: 6, 224: 21}),
-        ("random_colour", {16: 3, 32: 3, 40: 3, 64: 5, 224: 17}),
+        ("checker", {16: 3, 32: 3, 47: 3, 48: 6, 64: 6, 80: 9, 96: 9, 224: 21}),
+        ("white", {32: 3, 47: 3, 48: 6, 64: 6, 80: 9, 224: 21}),
+        ("random_colour", {16: 3, 32: 3, 51: 3, 52: 4, 64: 5, 224: 17}),
     ],
 )
 def test_open_patch_size_follows_the_images(pattern: str, sides: dict[int, int]) -> None:

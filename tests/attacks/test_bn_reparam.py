@@ -156,6 +156,21 @@ def test_two_steps_of_the_base_attack_stay_two_steps() -> None:
     torch.testing.assert_close(twice.stored_images(batch), images.flip(0), atol=1 / 255, rtol=0)
 
 
+def test_every_option_of_the_base_attack_is_written_out() -> None:
+    assert attack().config.base_config == {
+        "label_map": "one",
+        "target": 0,
+        "pattern": "checker",
+        "patch_size": 3,
+        "rate": 0.3,
+        "stage": "post",
+    }
+    # as TOML and JSON have it
+    listed = attack(base="iad", base_config={"widths": [4, 8]})
+    assert listed.config.base_config["widths"] == (4, 8)
+    assert listed.config == attack(base="iad", base_config={"widths": (4, 8)}).config
+
+
 def test_card_can_hold_the_options() -> None:
     assert replace(BnReparamConfig(), base_config={"target": 1}).base_config == {"target": 1}
     assert type(BnReparamConfig().base_config) is dict

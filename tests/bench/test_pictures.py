@@ -96,7 +96,9 @@ def test_triggers_of_training_and_cover_are_shown(place: Path, tmp_path: Path) -
         drawn = draw_attacks(ids, dataset="toy", data_root=place, out=tmp_path, shown=shown)
         sheets[shown] = {one.name: one for one in drawn}
     assert [one.name for one in sheets["training"].values() if one.path is None] == ["clb"]
-    assert "call prepare first" in sheets["training"]["clb"].reason
+    assert sheets["training"]["clb"].reason == (
+        "its training images are made in a run; give --plan and --models that trained it"
+    )
     covered = {name for name, one in sheets["cover"].items() if one.path is not None}
     assert covered == {"adap_blend", "wanet"}
     assert sheets["cover"]["badnets"].reason == "the attack 'badnets' has no cover images"
@@ -134,9 +136,20 @@ def test_perturbation_of_clb_is_shown(place: Path, tmp_path: Path) -> None:
     assert (sheet[198:294, 11:89] != 128).any()
 
 
-def test_model_without_its_learned_trigger_has_no_picture(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("is_torn", "reason"),
+    [
+        (False, "that the card of 'learned' names"),
+        (True, "expected the state of a training run at"),
+    ],
+)
+def test_model_without_its_learned_trigger_has_no_picture(
+    place: Path, tmp_path: Path, is_torn: bool, reason: str
+) -> None:
     state = place / "zoo" / "state" / "learned.safetensors"
     moved = state.rename(state.with_suffix(".moved"))
+    if is_torn:
+        state.write_bytes(moved.read_bytes()[:1000])
     plan = str(place / "plan.toml")
     drawn = list(draw_population(plan, models=place / "zoo", data_root=place, out=tmp_path))
     moved.rename(state)
@@ -144,4 +157,4 @@ def test_model_without_its_learned_trigger_has_no_picture(place: Path, tmp_path:
         ("learned", True),
         ("perturbed", False),
     ]
-    assert "that the card of 'learned' names" in drawn[0].reason
+    assert reason in drawn[0].reason

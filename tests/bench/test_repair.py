@@ -311,7 +311,10 @@ def test_model_that_cannot_be_opened_is_a_row_with_the_rates_of_its_card(
     assert (row["acc_before"], row["acc_after"], row["asr_after"]) == (0.9, 0.9, 0.8)
 
 
-@pytest.mark.parametrize("change", ["file is missing", "file is another's", "trigger is another's"])
+@pytest.mark.parametrize(
+    "change",
+    ["file is missing", "file is another's", "trigger is another's", "file of the trigger is torn"],
+)
 def test_model_that_is_not_that_of_its_card_has_no_row_and_the_others_have(
     work: RepairWork, place: Path, tmp_path: Path, change: str
 ) -> None:
@@ -323,9 +326,13 @@ def test_model_that_is_not_that_of_its_card_has_no_row_and_the_others_have(
         path.unlink()
     elif change == "file is another's":
         path.write_bytes((folder / "models" / other.checkpoint).read_bytes())
-    else:
+    elif change == "trigger is another's":
         changed = replace(card, trigger_sha256="0" * 64)
         write_card(changed, folder / "cards" / f"{card.id}.json")
+    else:
+        state = folder / "state" / f"{card.id}.safetensors"
+        state.parent.mkdir(exist_ok=True)
+        state.write_bytes(b"half")
     moved = replace(
         work, methods=("prune_mbns", "wreck"), models=replace(work.models, folder=folder)
     )
@@ -334,7 +341,8 @@ def test_model_that_is_not_that_of_its_card_has_no_row_and_the_others_have(
     assert [row["model"]["id"] for row in rows(work.out)] == [CLEAN] * 2
     failed = [(event.method, event.rows) for event in events if event.is_failed]
     assert failed == [("prune_mbns", 0), ("wreck", 0)]
-    assert all("the card of 'badnets_toy' names" in e.text for e in events if e.is_failed)
+    said = "expected the state of" if "torn" in change else "the card of 'badnets_toy' names"
+    assert all(said in event.text for event in events if event.is_failed)
 
 
 def test_images_follow_from_what_a_method_does(work: RepairWork) -> None:

@@ -59,6 +59,7 @@ def test_population_is_trained_judged_and_described(population: Population) -> N
     assert attacked.label_map == "one"
     assert attacked.target == 2
     assert attacked.stage == "post"
+    assert attacked.image_shape == (3, 32, 32)
     assert attacked.poison_count == int(0.3 * 27)
     assert (attacked.attacker_first, attacked.attacker_last) == (0, 35)
     assert (attacked.held_out_first, attacked.held_out_last) == (36, 39)
@@ -196,7 +197,72 @@ def test_setting_that_an_older_card_lacks_was_at_its_default(
     path.write_text(json.dumps(record))
     config = {"target": 2, "rate": 0.3, "pattern": pattern}
     model = replaced(population, attacked={"config": config}).plan.models[1]
-    assert (differences(read_card(path), model, tiny_data) == []) is is_same
+    assert (differences(read_card(path), model) == []) is is_same
+
+
+@pytest.mark.parametrize(
+    ("size", "on_card", "side", "is_same"),
+    [
+        (None, [3, 32, 32], 3, True),
+        (None, [3, 64, 64], 6, True),
+        (None, [3, 64, 64], 3, False),
+        # older cards
+        (None, [], 3, True),
+        (64, [], 6, True),
+        (64, [], 3, False),
+    ],
+)
+def test_what_a_setting_leaves_open_follows_from_the_size_on_the_card(
+    population: Population, size: int | None, on_card: list[int], side: int, is_same: bool
+) -> None:
+    population.train(only=["attacked"])
+    path = population.folder / "cards" / "attacked.json"
+    record = json.loads(path.read_text())
+    record |= {"image_size": size, "image_shape": on_card}
+    record["attack_config"]["patch_size"] = side
+    path.write_text(json.dumps(record))
+    model = replaced(population, attacked={"image_size": size}).plan.models[1]
+    assert differences(read_card(path), model) == ([] if is_same else ["patch_size"])
+
+
+def test_cards_are_compared_without_the_data(population: Population, tmp_path: Path) -> None:
+    population.train()
+    cards = population.judge()
+    (tmp_path / "toy_jpeg.npz").unlink()
+    later = Population(population.plan, folder=population.folder, data_root=tmp_path)
+    assert later.judge() == cards
+
+
+@pytest.mark.parametrize(
+    ("trained", "planned", "is_same"),
+    [
+        ({"target": 2, "rate": 0.05}, {"target": 2}, True),
+        ({"target": 2}, {"target": 2, "rate": 0.05, "patch_size": 3}, True),
+        ({"target": 2}, {"target": 2, "rate": 0.3}, False),
+        ({"target": 2}, {"target": 1}, False),
+    ],
+)
+def test_settings_of_a_base_attack_are_compared_in_full(
+    population: Population, trained: dict[str, object], planned: dict[str, object], is_same: bool
+) -> None:
+    population.train(only=["attacked"])
+    path = population.folder / "cards" / "attacked.json"
+    older = {"base": "badnets", "base_config": trained, "batch_size": 500}
+    card = replace(read_card(path), attack="bn_reparam", attack_config=older)
+    changes = {"attack": "bn_reparam", "config": {"base_config": planned}}
+    model = replaced(population, attacked=changes).plan.models[1]
+    assert differences(card, model) == ([] if is_same else ["base_config"])
+
+
+def test_settings_of_a_base_attack_survive_the_card(population: Population) -> None:
+    base_config = {"target": 2, "rate": 0.3, "pattern": "white"}
+    hidden = replaced(
+        population, attacked={"attack": "bn_reparam", "config": {"base_config": base_config}}
+    )
+    hidden.train()
+    assert hidden.card(hidden.plan.models[1]) is not None
+    path = hidden.folder / "cards" / "attacked.json"
+    assert json.loads(path.read_text())["attack_config"]["base_config"]["patch_size"] == 3
 
 
 def test_card_survives_a_round_trip(population: Population, tmp_path: Path) -> None:

@@ -183,6 +183,36 @@ def test_one_state_dict_under_two_keys_is_rewritten_under_both(tmp_path: Path) -
     assert dropped == ()
 
 
+def test_other_weights_in_two_places_are_left_out_of_both(tmp_path: Path) -> None:
+    path = tmp_path / "in.pt"
+    average = changed(net().state_dict())
+    again = {name: tensor.clone() for name, tensor in net().state_dict().items()}
+    torch.save(
+        {"state_dict": net().state_dict(), "ema": average, "best": average, "model": again}, path
+    )
+    out, new, dropped = rewrite(path, tmp_path)
+    loaded = torch.load(out, weights_only=True)
+    # "model" beats nothing here: "state_dict" is read, and this has its values.
+    assert set(loaded) == {"state_dict", "model", RECORD_KEY}
+    assert_same(loaded["model"], new)
+    assert dropped == ("ema", "best")
+
+
+@pytest.mark.parametrize("outer", [None, "model"])
+def test_other_weights_around_those_that_were_repaired_go_one_by_one(
+    tmp_path: Path, outer: str | None
+) -> None:
+    path = tmp_path / "in.pt"
+    value = {**changed(net().state_dict()), "state_dict": net().state_dict(), "epoch": 3}
+    torch.save(value if outer is None else {outer: value}, path)
+    out, new, dropped = rewrite(path, tmp_path)
+    loaded = torch.load(out, weights_only=True)
+    found = loaded if outer is None else loaded[outer]
+    assert_same(found["state_dict"], new)
+    assert set(found) - {RECORD_KEY} == {"state_dict", "epoch"}
+    assert len(dropped) == len(net().state_dict())
+
+
 def test_the_weights_that_were_chosen_are_rewritten(tmp_path: Path) -> None:
     path = tmp_path / "in.pt"
     torch.save({"state_dict": net().state_dict(), "ema": changed(net().state_dict())}, path)

@@ -95,7 +95,9 @@ def test_an_interruption_behind_the_file_says_that_there_is_one(
     text, err = capsys.readouterr()
     assert out.exists()
     assert f"{out} was written" in err
-    assert f"{out} was written" in json.loads(text)["reason"]["message"]
+    document = json.loads(text)
+    assert f"{out} was written" in document["reason"]["message"]
+    assert (document["outcome"], document["written"]["path"]) == ("interrupted", str(out))
 
 
 def test_the_report_can_go_to_a_file_of_its_own(

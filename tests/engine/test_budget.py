@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from modelaudit.engine import RepairRequest, ScanRequest
 from modelaudit.engine.attempt import Attempt
 from modelaudit.engine.budget import check_budget, cost_sentence, judge, refusal_sentence
 from modelaudit.repair_results import (
@@ -35,7 +37,6 @@ from tests.helpers.repair_reports import proof_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from modelaudit.repair_results import EffectKind
 
@@ -102,14 +103,26 @@ def test_what_is_not_chosen_by_its_loss_needs_no_luck() -> None:
         [Attempt(record=r) for r in (doubtful, clean, doubtful, clean, backdoored)],
         max_accuracy_drop=0.02,
     )
-    # Equals that are not clean are chosen from by their losses; of clean ones the first is taken.
-    assert [a.record.budget and a.record.budget.models for a in attempts] == [2, 1, 2, 1, 1]
-    assert [a.is_within_budget for a in attempts] == [True, True, True, True, True]
+    # Equals that are not clean are chosen from by their losses; a clean one that comes behind one
+    # that could have been written may be taken for what it costs.
+    assert [a.record.budget and a.record.budget.models for a in attempts] == [2, 1, 2, 2, 1]
+    assert [a.is_within_budget for a in attempts] == [True, True, True, False, True]
+    # What could not be written was no choice.
+    dear = replace(clean, proof=DEAR)
+    attempts = judge([Attempt(record=r) for r in (dear, clean)], max_accuracy_drop=0.02)
+    assert [a.record.budget and a.record.budget.models for a in attempts] == [1, 1]
 
 
-def choose(attempts: Sequence[Attempt], *, is_forced: bool = False) -> Attempt | None:
+def choose(
+    attempts: Sequence[Attempt], *, is_forced: bool = False, allowed: float = 0.02
+) -> Attempt | None:
+    request = RepairRequest(
+        scan=ScanRequest(checkpoint=Path("m"), data=Path("d")),
+        max_accuracy_drop=allowed,
+        is_forced=is_forced,
+    )
     # The package's `repair` is the function: the module has to be asked for by name.
-    return sys.modules["modelaudit.engine.repair"]._choose(attempts, is_forced=is_forced)
+    return sys.modules["modelaudit.engine.repair"]._choose(attempts, request)
 
 
 def leaving(share: float, *, lost: int = 6, kind: EffectKind = "stand_in") -> Attempt:
@@ -172,14 +185,20 @@ def clean_leaving(share: float, *, lost: int) -> Attempt:
     return replace(made, record=replace(made.record, verdict=verdict))
 
 
-def test_of_clean_ones_the_first_that_leaves_a_twentieth_is_written_or_else_the_first() -> None:
+def test_of_clean_ones_the_cheap_one_that_leaves_a_twentieth_is_written_or_else_the_first() -> None:
+    # `lost` less 4 of 200 images: 1.5, 0, 1.5 and 0 points where 2 are allowed.
     first, second = clean_leaving(0.11, lost=7), clean_leaving(0.08, lost=4)
-    settled, later = clean_leaving(0.07, lost=7), clean_leaving(0.02, lost=4)
+    settled, cheap = clean_leaving(0.07, lost=7), clean_leaving(0.02, lost=4)
     attempts = judge([first, second], max_accuracy_drop=0.02)
     assert choose(attempts) is attempts[0]
-    attempts = judge([first, settled, later, leaving(0.0)], max_accuracy_drop=0.02)
-    assert [a.record.budget and a.record.budget.models for a in attempts] == [1, 1, 1, 1]
-    assert choose(attempts) is attempts[1]
+    attempts = judge([first, settled, leaving(0.0)], max_accuracy_drop=0.04)
+    assert choose(attempts, allowed=0.02) is attempts[1]
+    # At most half of the budget, and at most a twentieth.
+    attempts = judge([first, settled, second, cheap], max_accuracy_drop=0.04)
+    assert [a.record.budget and a.record.budget.models for a in attempts] == [1, 2, 3, 4]
+    assert choose(attempts, allowed=0.02) is attempts[3]
+    # A budget of which it is half ends with the first of these.
+    assert choose(attempts, allowed=0.03) is attempts[1]
     # One that leaves more comes before what no re-scan calls clean, and before what is too dear.
     attempts = judge(
         [first, clean_leaving(0.02, lost=40), leaving(0.0)],

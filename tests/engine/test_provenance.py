@@ -206,8 +206,8 @@ def test_weights_that_were_not_scanned_keep_a_file_from_clean_until_one_is_chose
     verdict = found.verdict
     assert (verdict.verdict, verdict.reason_code) == (Verdict.INCONCLUSIVE, "MA-V514")
     assert verdict.reason == (
-        "beside the weights that were scanned (state_dict) the file holds others of the same "
-        "network (state_dict_ema), and what loads the file may take these"
+        "beside the weights that were scanned (state_dict) the file holds others "
+        "(state_dict_ema), and what loads the file may take these"
     )
     assert verdict.next_step == "say with --weights which of them you load"
     chosen = scan(average_of(tmp_path, data, weights="state_dict"), progress=NoProgress())

@@ -245,7 +245,9 @@ def test_auto_goes_on_from_what_leaves_more_than_a_twentieth_and_comes_back_to_i
     )
     monkeypatch.setattr(module, "AUTO_TRAIN", ("cut", "cut_too"))
     monkeypatch.setattr(
-        module, "_may_end", lambda attempt: attempt.is_clean and attempt.record.id not in unsettled
+        module,
+        "_may_end",
+        lambda attempt, _: attempt.is_clean and attempt.record.id not in unsettled,
     )
     report = run_repair(paths).report
     assert [a.id for a in report.attempts if a.is_chosen] == [chosen]

@@ -160,8 +160,8 @@ def papers_table() -> Table:
     for stem in REPAIRS:
         truths = {row.truth.name: row.truth for row in repairs_of(stem)}
         for table in repair_tables(repairs_of(stem), papers):
-            for made in table.records if table.header[-1].startswith("papers") else ():
-                if not made["papers"]:
+            for made in table.records:
+                if not made.get("papers"):
                     continue
                 attack, network = str(made["attack"]), str(made["architecture"])
                 dataset, repair = str(made["dataset"]), str(made["repair"])

@@ -11,7 +11,8 @@ import torch
 
 from modelaudit.errors import UnmetNeedError
 from modelaudit.registry import Registry
-from modelaudit.repairs import Repair, RepairData
+from modelaudit.repairs import Repair, RepairData, prune_mask
+from modelaudit.repairs.pruning import zero_channels
 from modelaudit.suspect import Suspect, state_digest
 from tests.helpers import models
 from tests.helpers.planted import contaminate, vary
@@ -111,6 +112,25 @@ def test_the_same_seed_gives_the_same_weights(repair: Repair[Any]) -> None:
     runs = [repair.repair(suspect, data, context=repair_context(seed=7)) for _ in range(2)]
     states = [run.module.state_dict() for run in runs]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_channels_that_were_zero_before_are_not_revived_on_the_way(repair: Repair[Any]) -> None:
+    # In a residual net no ReLU follows the norm at once, so that a zero channel has gradients.
+    suspect = models.suspect_of(models.tiny_resnet(3))
+    site = next(s.name for s in suspect.sites if s.name.endswith("bn2"))
+    prune_mask(suspect, [(site, 1)]).apply(suspect.module)
+    images = models.images(110)
+    with suspect.borrowed():
+        labels = suspect.predict(images)
+    labels[::10] = (labels[::10] + 1) % models.CLASSES
+    mixture = models.images(45, seed=2)
+    data = repair_set(suspect, images=images, labels=labels, mixture=mixture)
+    zero = zero_channels(suspect)
+    # What is passed on as pruned may not even be revived in between.
+    context = dataclasses.replace(repair_context(suspect, data), pruned=zero)
+    result = repair.repair(suspect, data, context=context)
+    assert zero is not None
+    assert zero.holds(result.module)
 
 
 def test_needs_are_declared_truthfully(repair: Repair[Any]) -> None:

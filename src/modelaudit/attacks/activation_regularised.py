@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modelaudit.attacks.badnets import BadNetsAttack, BadNetsConfig, patch_side
+from modelaudit.attacks.badnets import BadNetsAttack, BadNetsConfig
 from modelaudit.attacks.base import Attack, Batch, PoisonedBatch
 from modelaudit.attacks.plan import PoisonPlan
 from modelaudit.config import require_range
@@ -100,11 +100,14 @@ class ActivationRegularisedAttack(Attack[ActivationRegularisedConfig]):
     )
     config_type: ClassVar[type] = ActivationRegularisedConfig
 
-    def complete(self, config: ActivationRegularisedConfig) -> ActivationRegularisedConfig:
-        """Write out the side of the patch."""
-        if config.patch_size is not None:
-            return config
-        return replace(config, patch_size=patch_side(config.pattern, self.shape[1:]))
+    @classmethod
+    def complete(
+        cls, config: ActivationRegularisedConfig, shape: tuple[int, int, int]
+    ) -> ActivationRegularisedConfig:
+        """Write out the side of the patch, as BadNets does."""
+        return replace(
+            config, patch_size=BadNetsAttack.complete(config.badnets(), shape).patch_size
+        )
 
     def make_trigger(self) -> Trigger:
         """Return BadNets' patch."""

@@ -72,16 +72,16 @@ class BadNetsConfig:
 
 
 def patch_side(pattern: str, size: tuple[int, int]) -> int:
-    """Return the side of the patch for images of a size, in pixels: 3 up to 40 pixels.
+    """Return the side of the patch for images of a size, in pixels.
 
-    The checker of ANP and the white square of BackdoorBench grow by whole cells with the shorter
-    side, to 6 at 64 and 21 at 224 pixels; random colours, as in DDE/MBNS, have 5 at 64 pixels and
-    5/64 of the side elsewhere.
+    The checker of ANP and the white square of BackdoorBench have three cells of 1/32 of the shorter
+    side, halves rounded up: 3 below 48 pixels, 6 at 64 and 21 at 224. Random colours, as in
+    DDE/MBNS, have 5/64 of it, rounded down, and 3 at least.
     """
     shorter = min(size)
     if pattern == "random_colour":
         return max(3, 5 * shorter // 64)
-    return 3 * max(1, round(shorter / 32))
+    return 3 * max(1, (shorter + 16) // 32)
 
 
 class PatchTrigger(Trigger):
@@ -129,11 +129,12 @@ class BadNetsAttack(Attack[BadNetsConfig]):
     reference: ClassVar[str] = "Gu et al., BadNets, arXiv 1708.06733"
     config_type: ClassVar[type] = BadNetsConfig
 
-    def complete(self, config: BadNetsConfig) -> BadNetsConfig:
+    @classmethod
+    def complete(cls, config: BadNetsConfig, shape: tuple[int, int, int]) -> BadNetsConfig:
         """Write out the side of the patch."""
         if config.patch_size is not None:
             return config
-        return replace(config, patch_size=patch_side(config.pattern, self.shape[1:]))
+        return replace(config, patch_size=patch_side(config.pattern, shape[1:]))
 
     def make_trigger(self) -> Trigger:
         """Return the patch of the config."""

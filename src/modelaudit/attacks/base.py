@@ -99,13 +99,22 @@ class Attack(ABC, Generic[ConfigT]):
         self.shape = shape
         self.num_classes = num_classes
         self.seed = seed
-        self.config = self.complete(config)
+        self.config = self.complete(config, shape)
         self.trigger = self.make_trigger()
         self.label_map = self.make_label_map()
         self.plan = self.make_plan()
 
-    def complete(self, config: ConfigT) -> ConfigT:
-        """Return the config with what follows from `shape` written out; unchanged by default."""
+    @classmethod
+    def complete(cls, config: ConfigT, shape: tuple[int, int, int]) -> ConfigT:
+        """Return the config with what it leaves open written out; unchanged by default.
+
+        Two configs ask for the same if they are equal after it.
+
+        Args:
+            config: the attack's options.
+            shape: channels, height and width of the images.
+        """
+        del shape
         return config
 
     @abstractmethod

@@ -7,7 +7,7 @@ trained by it; it edits what another attack left, or a model that is already tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
@@ -42,7 +42,7 @@ class BnReparamConfig:
     Attributes:
         base: id of the attack whose backdoor is hidden. One with a learned trigger must be trained
             under this attack: a model that is started from brings no trigger.
-        base_config: fields of its config that differ from its defaults.
+        base_config: fields of its config that differ from its defaults; a card holds all of them.
         batch_size: images per forward pass when statistics are collected; changes no result.
     """
 
@@ -68,21 +68,35 @@ class BnReparamAttack(Attack[BnReparamConfig]):
     )
     config_type: ClassVar[type] = BnReparamConfig
 
-    def make_trigger(self) -> Trigger:
-        """Return the base attack's trigger.
+    @classmethod
+    def complete(cls, config: BnReparamConfig, shape: tuple[int, int, int]) -> BnReparamConfig:
+        """Write out every option of the base attack.
 
         Raises:
             ConfigError: the base attack does not take its options.
         """
-        base: type[Attack[object]] = Registry("attacks").load(self.config.base)
+        base: type[Attack[object]] = Registry("attacks").load(config.base)
+        # What is a tuple in Python is a list in plans and on cards.
+        given = {n: tuple(v) if isinstance(v, list) else v for n, v in config.base_config.items()}
         try:
-            config = base.config_type(**self.config.base_config)
+            whole = base.complete(base.config_type(**given), shape)
         except TypeError as err:
             raise ConfigError(
-                f"base_config must hold options of the attack {self.config.base!r}, got "
-                f"{self.config.base_config!r}"
+                f"base_config must hold options of the attack {config.base!r}, got "
+                f"{config.base_config!r}"
             ) from err
-        self.base = base(config, shape=self.shape, num_classes=self.num_classes, seed=self.seed)
+        written = {f.name: getattr(whole, f.name) for f in fields(base.config_type)}
+        return replace(config, base_config=written)
+
+    def make_trigger(self) -> Trigger:
+        """Return the base attack's trigger."""
+        base: type[Attack[object]] = Registry("attacks").load(self.config.base)
+        self.base = base(
+            base.config_type(**self.config.base_config),
+            shape=self.shape,
+            num_classes=self.num_classes,
+            seed=self.seed,
+        )
         return self.base.trigger
 
     def make_label_map(self) -> LabelMap:

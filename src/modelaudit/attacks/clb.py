@@ -114,6 +114,8 @@ class CornersTrigger(Trigger):
         amplitude: 1 overwrites, less shifts by that share of the range.
     """
 
+    prepared: ClassVar[bool] = True
+
     def __init__(
         self, shape: tuple[int, int, int], *, patch_size: int, amplitude: float = 1.0
     ) -> None:

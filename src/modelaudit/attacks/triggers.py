@@ -36,6 +36,8 @@ class Trigger(ABC):
     stochastic: ClassVar[bool] = False
     #: whether it has weights that are trained
     learned: ClassVar[bool] = False
+    #: whether `apply_train` needs what the attack's `prepare` makes of the training images
+    prepared: ClassVar[bool] = False
     #: whether `cover` needs other images of the batch
     needs_donors: ClassVar[bool] = False
     size: tuple[int, int]

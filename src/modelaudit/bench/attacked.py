@@ -56,7 +56,7 @@ def trained_attack(card: ModelCard, data: ImageData, *, folder: Path) -> Attack[
 
     Raises:
         ConfigError: the trigger is not the one that the card names: what it learned is gone, or
-            belongs to another model.
+            belongs to another model, or cannot be read.
     """
     attack = make_attack(plan_of(card), data)
     if attack is None:

@@ -103,6 +103,8 @@ class ModelCard:
         surrogate: of the plan.
         limit: of the plan.
         image_size: of the plan.
+        image_shape: channels, height and width of the images; empty on older cards, whose images
+            were in colour, and of 32 pixels unless `image_size` says otherwise.
         victim: source label of a source-specific attack.
         device: where it was trained.
         precision: of the convolutions in training; None on older cards, whose models were
@@ -157,6 +159,7 @@ class ModelCard:
     surrogate: str | None = None
     limit: int | None = None
     image_size: int | None = None
+    image_shape: tuple[int, ...] = ()
     victim: int | None = None
     device: str = "cpu"
     precision: str | None = None
@@ -192,9 +195,11 @@ def describe(
     poison: list[int] = []
     if attack is not None:
         labels = data.train_labels[:seen]
-        poison_count, cover_count = attack.counts_per_epoch(labels, batch_size=plan.batch_size)
         if attack.plan.granularity == "static":
-            poison = attack.plan.draw(labels)[0].tolist()
+            drawn, cover = attack.plan.draw(labels)
+            poison, poison_count, cover_count = drawn.tolist(), len(drawn), len(cover)
+        else:
+            poison_count, cover_count = attack.counts_per_epoch(labels, batch_size=plan.batch_size)
     model = run.model.to(device)
     images, labels = data.test_images.to(device), data.test_labels.to(device)
     asr = cover_acc = non_victim_acc = config = None
@@ -215,6 +220,7 @@ def describe(
         dataset=plan.dataset,
         classes=len(data.classes),
         **{name: getattr(plan, name) for name in SCHEDULE_FIELDS},
+        image_shape=data.shape,
         attacker_first=0,
         attacker_last=seen - 1,
         held_out_first=data.attacker_count,

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 #: images of a sheet
 COLUMNS = 8
 
+_ADVICE = "give --plan and --models that trained it"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
@@ -56,7 +58,7 @@ def draw_attacks(
     shown: Shown = "test",
     seed: int = 0,
 ) -> Iterator[Drawn]:
-    """Draw attacks with their defaults; those that have to learn their trigger have none here.
+    """Draw attacks with their defaults; those that need a training run for it have none here.
 
     Args:
         ids: of attacks; every registered one if empty.
@@ -84,9 +86,9 @@ def draw_attacks(
             attack = make_attack(plan, data)
             assert attack is not None
             if attack.trigger.learned:
-                raise ConfigError(
-                    "its trigger is learned; give --plan and --models that trained it"
-                )
+                raise ConfigError(f"its trigger is learned; {_ADVICE}")
+            if shown == "training" and attack.trigger.prepared:
+                raise ConfigError(f"its training images are made in a run; {_ADVICE}")
             path = _draw(attack, data, data.attacker_count, shown, out / id_)
         except ModelAuditError as err:
             yield Drawn(name=id_, reason=str(err))

@@ -209,7 +209,7 @@ class Population:
         if not path.exists():
             return None
         card = read_card(path)
-        differing = differences(card, model, lambda: self._dataset(model))
+        differing = differences(card, model)
         if differing:
             raise ConfigError(
                 f"the model {model.id!r} in {str(self.folder)!r} was trained with another "

@@ -10,8 +10,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from modelaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,13 +153,20 @@ def load_trigger(path: Path, trigger: Trigger) -> None:
     Nothing is loaded if there is no file: a trigger that nothing was learned for needs none.
 
     Raises:
-        ConfigError: the file holds another kind of trigger.
+        ConfigError: the file cannot be read, or holds another kind of trigger.
     """
     if not path.exists():
         return
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(_TRIGGER)]  # noqa: SIM118 - as above
-        trigger.load(_part({name: file.get_tensor(name) for name in names}, _TRIGGER))
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(_TRIGGER)]  # noqa: SIM118 - as above
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as err:
+        raise ConfigError(
+            f"expected the state of a training run at {str(path)!r}, found {err}; put back the "
+            "file, or train the model in another folder"
+        ) from err
+    trigger.load(_part(tensors, _TRIGGER))
 
 
 def _plain_copy(tensor: torch.Tensor) -> torch.Tensor:

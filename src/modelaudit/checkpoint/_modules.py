@@ -45,7 +45,7 @@ class Model:
 
 def is_module(value: object) -> bool:
     """Return whether a value is a pickled module."""
-    return isinstance(value, StandIn) and isinstance(_attributes(value).get("_modules"), dict)
+    return isinstance(value, StandIn) and isinstance(attributes_of(value).get("_modules"), dict)
 
 
 def add_tensor(model: Model, key: str, value: object, limits: Limits) -> None:
@@ -96,9 +96,9 @@ def read_module(root: StandIn, limits: Limits) -> Model:
                 f"modules nest deeper than {limits.max_depth} or are more than "
                 f"{limits.max_modules:,}"
             )
-        attributes = _attributes(module)
-        children = _children(attributes)
-        for name, value in _own_tensors(attributes):
+        attributes = attributes_of(module)
+        children = children_of(attributes)
+        for name, value in own_tensors_of(attributes):
             add_tensor(model, f"{path}{name}", value, limits)
         model.hints[path.removesuffix(".")] = ModuleHint(
             class_name=module.class_name,
@@ -109,7 +109,8 @@ def read_module(root: StandIn, limits: Limits) -> Model:
     return model
 
 
-def _attributes(module: StandIn) -> Mapping[object, object]:
+def attributes_of(module: StandIn) -> Mapping[object, object]:
+    """Return what a stand-in's attributes would have been set from."""
     state = module.state
     # an object with slots pickles (attributes, slots)
     if isinstance(state, tuple) and len(state) == 2:
@@ -123,7 +124,8 @@ def _named(value: object) -> list[tuple[str, object]]:
     return [(key, item) for key, item in value.items() if isinstance(key, str)]
 
 
-def _children(attributes: Mapping[object, object]) -> list[tuple[str, StandIn]]:
+def children_of(attributes: Mapping[object, object]) -> list[tuple[str, StandIn]]:
+    """Return the modules inside a module by name."""
     return [
         (name, child)
         for name, child in _named(attributes.get("_modules"))
@@ -131,7 +133,8 @@ def _children(attributes: Mapping[object, object]) -> list[tuple[str, StandIn]]:
     ]
 
 
-def _own_tensors(attributes: Mapping[object, object]) -> list[tuple[str, object]]:
+def own_tensors_of(attributes: Mapping[object, object]) -> list[tuple[str, object]]:
+    """Return a module's own parameters and persistent buffers by name, without empty ones."""
     transient = attributes.get("_non_persistent_buffers_set")
     skipped: set[str] = set()
     if isinstance(transient, SetValue):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from modelaudit.checkpoint._legacy import read_bare_pickle, read_legacy
 from modelaudit.checkpoint._others import find_others
 from modelaudit.checkpoint._safetensors import read_safetensors
 from modelaudit.checkpoint._source import open_source
-from modelaudit.checkpoint._state_dict import find_weights, listed
+from modelaudit.checkpoint._state_dict import find_weights
 from modelaudit.checkpoint._torch_zip import read_torch_zip
 from modelaudit.checkpoint._types import DEFAULT_LIMITS, Checkpoint
 from modelaudit.weights import Weights
@@ -53,17 +54,15 @@ def read_checkpoint(
     found = find_weights(parsed.value, limits, key=key)
     # torch takes seconds to import; a file that is refused is refused without it
     from modelaudit.checkpoint._sanity import check_values
-    from modelaudit.checkpoint._tensors import build_tensors, hold_values
+    from modelaudit.checkpoint._tensors import build_tensors, have_same_values
 
     tensors = build_tensors(
         found.records, parsed, name=source.name, file_bytes=len(source.data), limits=limits
     )
     check_values(tensors)
-    others = [
-        ".".join(other.path)
-        for other in find_others(parsed.value, found, limits)
-        if not hold_values(other.records, tensors, parsed)
-    ]
+    others = find_others(
+        parsed.value, found.records, partial(have_same_values, parsed=parsed), limits
+    )
     _logger.debug("%s: %s, %d tensors", source.name, parsed.format, len(tensors))
     return Checkpoint(
         path=source.path,
@@ -78,7 +77,7 @@ def read_checkpoint(
         state_dict_key=".".join(found.path) or None,
         stripped_prefix=found.prefix,
         ignored_keys=tuple(found.ignored),
-        other_weights=tuple(listed(others)),
+        other_weights=others.keys,
         findings=parsed.findings,
         repair=read_claim(parsed),
     )

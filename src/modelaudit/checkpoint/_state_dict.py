@@ -10,13 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from modelaudit.checkpoint._modules import Model, add_tensor, is_module, read_module
+from modelaudit.checkpoint._modules import (
+    Model,
+    add_tensor,
+    attributes_of,
+    is_module,
+    read_module,
+)
 from modelaudit.checkpoint._values import OddKey, StandIn, TensorRecord
 from modelaudit.errors import ConfigError, CorruptCheckpointError
 from modelaudit.text import escape_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from modelaudit.checkpoint._types import Limits
     from modelaudit.checkpoint._values import Key
@@ -45,6 +51,8 @@ _PREFIXES: Final = ("module.", "_orig_mod.")
 _ATTRIBUTES: Final = ("model.", "net.")
 #: torch.optim.swa_utils.AveragedModel keeps its counter beside the ``module.`` it wraps.
 _COUNTER: Final = "n_averaged"
+#: The key of the file's own container, for who means the tensors in it and not those further in.
+OUTERMOST: Final = "."
 _MAX_LISTED: Final = 200
 _MAX_METADATA: Final = 64
 _MAX_TEXT: Final = 200
@@ -56,7 +64,6 @@ class Found:
     """The weights, and where they were.
 
     Attributes:
-        value: what held them.
         records: key to record, wrapper prefixes removed.
         hints: module path to hint, wrapper prefixes removed.
         path: keys of the containers around the weights, outermost first.
@@ -65,7 +72,6 @@ class Found:
         metadata: plain text of the containers.
     """
 
-    value: object
     records: dict[str, TensorRecord]
     hints: dict[str, ModuleHint]
     path: tuple[str, ...] = ()
@@ -80,7 +86,8 @@ def find_weights(value: object, limits: Limits, *, key: str | None = None) -> Fo
     Args:
         value: the file's value.
         limits: those on modules and keys apply.
-        key: dotted key under which they are; None to work it out.
+        key: dotted key under which they are, `OUTERMOST` for the file's own container; None to work
+            it out.
 
     Returns:
         Records under clean names, at least one.
@@ -94,11 +101,13 @@ def find_weights(value: object, limits: Limits, *, key: str | None = None) -> Fo
     metadata: dict[str, str] = {}
     if key is not None:
         for step in _follow(value, key):
-            _leave(_entries(value), step, path, ignored, metadata)
+            parts: dict[Key, object] = dict(parts_of(value))
+            _leave(parts, step, path, ignored, metadata)
             path.append(step)
-            value = _entries(value)[step]
+            value = parts[step]
     for _ in range(limits.max_depth):
-        if is_module(value):
+        # What was named is what is meant, whatever else is in it.
+        if is_module(value) or (key is not None and _has_tensors(value)):
             break
         entries = _entries(value)
         chosen = _choose(entries)
@@ -113,34 +122,62 @@ def find_weights(value: object, limits: Limits, *, key: str | None = None) -> Fo
     ignored.extend(".".join([*path, key]) for key in model.others)
     records, hints, prefix = _strip(model, ignored)
     return Found(
-        value=value,
         records=records,
         hints=hints,
         path=tuple(path),
         prefix=prefix or None,
-        ignored=listed(ignored),
+        ignored=_listed(ignored),
         metadata=metadata,
     )
 
 
-def strip_prefixes(records: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
-    """Return records of a state dict under names without wrapper prefixes."""
-    return _strip(Model(records=dict(records)), [])[0]
+def bare_name(name: str) -> str:
+    """Return a tensor's name without the wrapper prefixes that this very name bears."""
+    while True:
+        wrapper = next((p for p in (*_PREFIXES, *_ATTRIBUTES) if name.startswith(p)), None)
+        if wrapper is None:
+            return name
+        name = name.removeprefix(wrapper)
+
+
+def parts_of(item: object) -> Iterator[tuple[str, object]]:
+    """Yield what a container holds, under the texts that name it in a dotted key.
+
+    Attributes of an object that was not made count as its entries.
+    """
+    if isinstance(item, dict):
+        yield from ((_name(key), part) for key, part in item.items())
+    elif isinstance(item, list | tuple):
+        yield from ((str(i), part) for i, part in enumerate(item))
+    elif isinstance(item, StandIn):
+        yield from ((_name(key), part) for key, part in item.entries.items())
+        yield from ((str(i), part) for i, part in enumerate(item.elements))
+        yield "arguments", item.arguments
+        attributes = attributes_of(item)
+        yield from ((_name(key), part) for key, part in attributes.items())
+        if item.state is not attributes:
+            yield "state", item.state
 
 
 def _follow(value: object, key: str) -> tuple[str, ...]:
-    """Return the keys of the containers that a dotted key leads through; keys may have dots."""
+    """Return the keys of the containers that a dotted key leads through; keys may have dots.
+
+    Raises:
+        ConfigError: it leads nowhere.
+    """
+    if key == OUTERMOST:
+        return ()
     pending: list[tuple[object, str, tuple[str, ...]]] = [(value, key, ())]
     while pending:
         item, rest, path = pending.pop()
-        for name, part in _entries(item).items():
+        for name, part in parts_of(item):
             if name == rest:
-                return (*path, str(name))
-            if isinstance(name, str) and name and rest.startswith(f"{name}."):
+                return (*path, name)
+            if name and rest.startswith(f"{name}."):
                 pending.append((part, rest.removeprefix(f"{name}."), (*path, name)))
     has = _shown(_entries(value)) or "no keys"
     raise ConfigError(
-        f"--weights expects a key of the file, there is nothing under {escape_untrusted(key)!r}; "
+        f"--weights expects a key of the file, there is nothing under '{escape_untrusted(key)}'; "
         f"top-level keys: {has}"
     )
 
@@ -201,9 +238,12 @@ def _leave(
             metadata[text] = item
 
 
+def _name(key: object) -> str:
+    return key.text if isinstance(key, OddKey) else key if isinstance(key, str) else repr(key)
+
+
 def _key_text(key: Key) -> str:
-    text = key.text if isinstance(key, OddKey) else key if isinstance(key, str) else repr(key)
-    return text[:_MAX_TEXT]
+    return _name(key)[:_MAX_TEXT]
 
 
 def _read(value: object, limits: Limits) -> Model:
@@ -221,7 +261,8 @@ def _read(value: object, limits: Limits) -> Model:
 def _nothing(value: object, path: list[str]) -> CorruptCheckpointError:
     where = f" under {escape_untrusted('.'.join(path))}" if path else ""
     if isinstance(value, TensorRecord):
-        return CorruptCheckpointError("no state_dict found; the file holds a single tensor")
+        what = "it is a single tensor" if path else "the file holds a single tensor"
+        return CorruptCheckpointError(f"no state_dict found{where}; {what}")
     entries = _entries(value)
     if not entries:
         kind = value.class_name if isinstance(value, StandIn) else type(value).__name__
@@ -265,8 +306,7 @@ def _is_wrapped(records: Mapping[str, TensorRecord], prefix: str) -> bool:
     return bool(names) and all(key.startswith(prefix) and key != prefix for key in names)
 
 
-def listed(keys: list[str]) -> list[str]:
-    """Return the first of many keys, and how many more there are."""
+def _listed(keys: list[str]) -> list[str]:
     if len(keys) <= _MAX_LISTED:
         return keys
     return [*keys[:_MAX_LISTED], f"… and {len(keys) - _MAX_LISTED:,} more"]

@@ -72,29 +72,16 @@ def build_tensors(
     return OrderedDict((key, _built(record, parsed, views)) for key, record in records.items())
 
 
-def hold_values(
-    records: Mapping[str, TensorRecord], tensors: Mapping[str, Tensor], parsed: Parsed
-) -> bool:
-    """Return whether a file has every one of `tensors` a second time, bit for bit.
-
-    One tensor at a time: what a file has twice need not be in memory twice.
-
-    Args:
-        records: the others, by the same names.
-        tensors: of `build_tensors`.
-        parsed: the file that both are of.
-    """
-    if set(records) != set(tensors):
+def have_same_values(one: TensorRecord, other: TensorRecord, *, parsed: Parsed) -> bool:
+    """Return whether two records of a file have the same shape, dtype and values, bit for bit."""
+    if (one.size, one.dtype) != (other.size, other.dtype):
         return False
-    for name, record in records.items():
-        try:
-            check_record(name, record, parsed.storages)
-        except CorruptCheckpointError:
-            return False
-        other = _built(record, parsed, {})
-        if other.dtype != tensors[name].dtype or not torch.equal(other, tensors[name]):
-            return False
-    return True
+    try:
+        for record in (one, other):
+            check_record("", record, parsed.storages)
+    except CorruptCheckpointError:
+        return False
+    return torch.equal(_built(one, parsed, {}), _built(other, parsed, {}))
 
 
 def _built(record: TensorRecord, parsed: Parsed, views: dict[tuple[str, str], Tensor]) -> Tensor:

@@ -98,7 +98,7 @@ class Checkpoint:
             they were the whole file.
         stripped_prefix: wrapper prefix removed from every key, such as ``"module."``; None if none.
         ignored_keys: dotted keys of the file that are not part of the weights.
-        other_weights: dotted keys under which it holds other weights of the same network.
+        other_weights: dotted keys under which it holds other weights; see `_others.find_others`.
         findings: what was noticed, in the order of the file.
         repair: what the file says of the repair that it comes from; None if nothing.
     """

@@ -9,6 +9,7 @@ import io
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -17,11 +18,11 @@ from safetensors.torch import save as save_safetensors
 from modelaudit.checkpoint._claim import RECORD_KEY
 from modelaudit.checkpoint._formats import identify
 from modelaudit.checkpoint._legacy import read_legacy
-from modelaudit.checkpoint._others import find_others
+from modelaudit.checkpoint._others import Others, find_others, place_of
 from modelaudit.checkpoint._safetensors import read_safetensors
 from modelaudit.checkpoint._source import open_source
 from modelaudit.checkpoint._state_dict import find_weights
-from modelaudit.checkpoint._tensors import build_tensors
+from modelaudit.checkpoint._tensors import build_tensors, have_same_values
 from modelaudit.checkpoint._torch_zip import read_torch_zip
 from modelaudit.checkpoint._types import DEFAULT_LIMITS
 from modelaudit.checkpoint._values import TensorRecord
@@ -143,7 +144,7 @@ class _Opened:
         keys: keys of the containers around the state dict, outermost first.
         prefix: wrapper prefix of the state dict's keys.
         own: the state dict: name without prefix to record.
-        others: paths to other weights of the network.
+        others: what else in the file is weights.
     """
 
     parsed: Parsed
@@ -152,7 +153,7 @@ class _Opened:
     keys: tuple[str, ...]
     prefix: str
     own: Mapping[str, TensorRecord]
-    others: frozenset[tuple[str, ...]]
+    others: Others
 
 
 def _open(path: str | os.PathLike[str], *, sha256: str, key: str | None, limits: Limits) -> _Opened:
@@ -183,7 +184,9 @@ def _open(path: str | os.PathLike[str], *, sha256: str, key: str | None, limits:
         keys=found.path,
         prefix=found.prefix or "",
         own=found.records,
-        others=frozenset(o.path for o in find_others(parsed.value, found, limits)),
+        others=find_others(
+            parsed.value, found.records, partial(have_same_values, parsed=parsed), limits
+        ),
     )
 
 
@@ -196,14 +199,16 @@ class _Copier:
         self._tensors = tensors
         self._limits = limits
         self._copies: dict[int, object] = {}
-        self._names = {id(record): name for name, record in opened.own.items()}
+        self._names = {place_of(record): name for name, record in opened.own.items()}
+        self._others = {id(o.holder): {id(r) for r in o.records} for o in opened.others.found}
         self._values = 0
 
     def copy(self, value: object, path: tuple[str, ...]) -> object:
         """Return the copy of a value, or `_NOTHING` where it is no plain data."""
         self._values += 1
         is_beyond = self._values > _MAX_VALUES or len(path) > self._limits.max_depth
-        if is_beyond or path in self._opened.others:
+        is_outside = path == self._opened.keys[: len(path)]
+        if is_beyond or (id(value) in self._others and not is_outside):
             return self._drop(path)
         if isinstance(value, _PLAIN):
             return value
@@ -226,8 +231,13 @@ class _Copier:
 
     def _copy_dict(self, value: dict[object, object], path: tuple[str, ...]) -> object:
         copied = {}
+        # Around the weights that were repaired the others go one by one.
+        others = self._others.get(id(value), set())
         for key, item in value.items():
             inner = (*path, key if isinstance(key, str) else repr(key))
+            if id(item) in others:
+                self._drop(inner)
+                continue
             part = self.copy(item, inner) if isinstance(key, _PLAIN) else self._drop(inner)
             if part is not _NOTHING:
                 copied[key] = part
@@ -243,9 +253,10 @@ class _Copier:
             name = path[-1].removeprefix(opened.prefix)
             if opened.own.get(name) is record:
                 return _as_in(self._tensors[name], record)
-        if id(record) in self._names:
-            # The very tensor in a second place: what loads that one is to get the repaired one.
-            return _as_in(self._tensors[self._names[id(record)]], record)
+        # The same tensor in a second place: what loads that one is to get the repaired one.
+        twin = opened.others.copies.get(id(record)) or self._names.get(place_of(record))
+        if twin is not None:
+            return _as_in(self._tensors[twin], record)
         try:
             built = build_tensors(
                 {".".join(path): record},

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from modelaudit import engine
     from modelaudit.cli.report_job import Page
     from modelaudit.cli.scan_options import ScanOptions
-    from modelaudit.repair_results import PriorScan
+    from modelaudit.repair_results import PriorScan, WrittenFile
 
 #: The outcomes that say something about the model; the others are explained on stderr.
 _ANSWERS = (
@@ -100,7 +100,7 @@ class RepairJob(ReportJob[RepairOptions, RepairReport]):
     """Repair, write the file, deliver the report; what raises before that has written nothing."""
 
     _request: engine.RepairRequest | None = None
-    _written: Path | None = None
+    _written: WrittenFile | None = None
 
     def run(self) -> int:
         """Repair, write and deliver."""
@@ -114,9 +114,9 @@ class RepairJob(ReportJob[RepairOptions, RepairReport]):
             repaired = engine.repair(self._request, progress=progress)
             if repaired.tensors is not None and model_file is not None:
                 encoded = repaired.encoded()
+                written = repaired.written(encoded, model_file.shown)
                 model_file.write_bytes(encoded.data, check=repaired.check)
-                self._written = model_file.shown
-                repaired = repaired.written(encoded, model_file.shown)
+                repaired, self._written = written, written.report.written
         return self._deliver(repaired.report)
 
     def _check_outputs(self) -> OutputFile | None:
@@ -145,7 +145,9 @@ class RepairJob(ReportJob[RepairOptions, RepairReport]):
                 return report
             # It came while the report was delivered.
             return dataclasses.replace(
-                report, reason=f"{report.reason}; {self._written} was written"
+                report,
+                reason=f"{report.reason}; {self._written.path} was written",
+                written=self._written,
             )
         outcome = outcome_of(error)
         scan = self._options.scan

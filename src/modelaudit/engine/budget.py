@@ -1,13 +1,15 @@
 """The accuracy budget: what the held-out images show of a loss, and the luck of several tries.
 
 Of several models measured on the same images the one that lost least looks better than it is, if it
-is taken because it lost least. One whose re-scan is clean is not: it is the first of which a
-stand-in shows little enough, or the first at all, and its own loss decides alone. Of others the one
-is taken that leaves least of the backdoor, and only where that is equal the loss decides. So an
-attempt is judged with as many others as it is chosen from by its loss, and judged again when there
-is one more. (With ``--force`` the cheapest of clean ones over the budget may be written: it is over
-it by its own loss.) The reasons are in ``docs/adr/0012-accuracy-budget.md``,
-``docs/adr/0017-first-or-least.md`` and ``docs/adr/0030-on-from-a-tenth.md``.
+is taken because it lost least. The first one whose re-scan is clean is not: what came before it was
+refused, and its own loss decides alone. Where that leaves something to be wished, `auto` goes on,
+and a later clean one is judged with the luck of all that could have been written. Of models that
+are not clean the one is taken that leaves least of the backdoor, and only where that is equal the
+loss decides. So an attempt is judged with as many others as it is chosen from by its loss, and
+judged again when there is one more. (With ``--force`` the cheapest of clean ones over the budget
+may be written: it is over it by its own loss.) The reasons are in
+``docs/adr/0012-accuracy-budget.md``, ``docs/adr/0017-first-or-least.md`` and
+``docs/adr/0030-when-auto-goes-on.md``.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Goes up with what is written of several attempts, for the rows of `bench repair`; those before
 #: there was a number are of ADR 0012.
-BUDGET_VERSION = "4"
+BUDGET_VERSION = "5"
 #: Equal to the last bit of a float: a loss of exactly the budget is within it.
 ROUNDING = 1e-9
 
@@ -41,22 +43,19 @@ def judge(attempts: Sequence[Attempt], *, max_accuracy_drop: float) -> tuple[Att
         max_accuracy_drop: the budget, a fraction.
     """
     rivals = Counter(attempt.standing for attempt in attempts if attempt.record.proof is not None)
-    return tuple(
-        attempt
-        if attempt.record.proof is None
-        else replace(
-            attempt,
-            record=replace(
-                attempt.record,
-                budget=check_budget(
-                    attempt.record.proof,
-                    models=1 if attempt.is_clean else rivals[attempt.standing],
-                    max_accuracy_drop=max_accuracy_drop,
-                ),
-            ),
-        )
-        for attempt in attempts
-    )
+    judged = []
+    acceptable = 0
+    for attempt in attempts:
+        proof = attempt.record.proof
+        if proof is None:
+            judged.append(attempt)
+            continue
+        # A clean one behind others that could have been written may be taken for what it costs.
+        models = 1 + acceptable if attempt.is_clean else rivals[attempt.standing]
+        budget = check_budget(proof, models=models, max_accuracy_drop=max_accuracy_drop)
+        judged.append(replace(attempt, record=replace(attempt.record, budget=budget)))
+        acceptable += attempt.is_clean and budget.is_within
+    return tuple(judged)
 
 
 def check_budget(proof: Measurements, *, models: int, max_accuracy_drop: float) -> BudgetCheck:

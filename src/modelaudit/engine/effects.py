@@ -39,7 +39,7 @@ NOWHERE_UP_TO = 0.1
 #: images show nothing.
 NOWHERE_BOUND = 0.2
 #: Share of the images, beyond that of its control, up to which a stand-in leaves nothing to try
-#: another repair for (docs/adr/0030-on-from-a-tenth.md).
+#: another repair for (docs/adr/0030-when-auto-goes-on.md).
 SETTLED_UP_TO = 0.05
 #: Random sets of other channels that a push is compared with.
 CONTROL_SETS = 5

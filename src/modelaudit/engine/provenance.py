@@ -135,7 +135,7 @@ def _beside(read: Checkpoint) -> str:
     more = len(read.other_weights) - _MAX_KEYS
     own = escape_untrusted(read.state_dict_key or "its outermost container", _MAX_KEY)
     return (
-        f"beside the weights that were scanned ({own}) the file holds others of the same network "
+        f"beside the weights that were scanned ({own}) the file holds others "
         f"({shown}{f' and {more} more' if more > 0 else ''})"
     )
 

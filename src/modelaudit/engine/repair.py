@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelaudit.checkpoint.write import check_can_keep_format
 from modelaudit.engine.attempt import attempt
-from modelaudit.engine.budget import cost_sentence, judge, refusal_sentence
+from modelaudit.engine.budget import ROUNDING, cost_sentence, judge, refusal_sentence
 from modelaudit.engine.components import build_repair, build_scanners
 from modelaudit.engine.effects import is_settled
 from modelaudit.engine.intake import Stopwatch, open_suspect
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 #: ``auto`` prunes first when `mbns` finds traces in at most this share of all channels: a backdoor
 #: leaves some in every layer behind it, other training data in nearly every channel.
 MAX_TRACED_SHARE = 0.5
+#: Part of the accuracy budget for which ``auto`` takes a clean model without trying another repair
+#: (docs/adr/0030-when-auto-goes-on.md).
+ENDING_SHARE = 0.5
 #: What ``auto`` tries, training-free first, and without BatchNorm statistics to prune by. All of
 #: these start afresh today; what does not would go on from the latest model that was pruned.
 AUTO_PRUNE_FIRST = ("prune_mbns", "unlearn_triggers", "prune_recover")
@@ -60,11 +63,11 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
     """Repair one checkpoint.
 
     ``auto`` scans first, prunes where the findings point at few channels, tries repairs that train
-    where that is not enough, and stops as soon as a re-scan is clean within the accuracy budget and
-    no stand-in for the trigger leads more than a twentieth of the images; a named method is tried
-    alone, and what it lacks is said without a scan. In a dry run stand-ins are searched all the
-    same: what they still lead is all that it can say of the backdoor. Whatever is found here is
-    measured on clean images: it is never said that a backdoor is gone.
+    where that is not enough, and stops as soon as a re-scan is clean for half of the accuracy
+    budget and no stand-in for the trigger leads more than a twentieth of the images; a named method
+    is tried alone, and what it lacks is said without a scan. In a dry run stand-ins are searched
+    all the same: what they still lead is all that it can say of the backdoor. Whatever is found
+    here is measured on clean images: it is never said that a backdoor is gone.
 
     Args:
         request: what to repair and how.
@@ -144,7 +147,7 @@ def repair(request: RepairRequest, *, progress: Progress) -> Repaired:
             witnesses=witnesses,
         )
         attempts = judge((*attempts, made), max_accuracy_drop=request.max_accuracy_drop)
-        if _may_end(attempts[-1]):
+        if _may_end(attempts[-1], request):
             break
     return _conclude(base, attempts, request, opened, stopwatch)
 
@@ -209,7 +212,7 @@ def _conclude(
     opened: Opened,
     stopwatch: Stopwatch,
 ) -> Repaired:
-    chosen = _choose(attempts, is_forced=request.is_forced)
+    chosen = _choose(attempts, request)
     outcome, code, reason, step = _words(base, attempts, chosen, request)
     records = [replace(a.record, is_chosen=a is chosen) for a in attempts]
     report = replace(
@@ -233,21 +236,34 @@ def _conclude(
     )
 
 
-def _may_end(attempt: Attempt) -> bool:
-    """Whether no further repair is tried: what is clean may still leave a tenth of the attacks."""
-    return attempt.is_clean and attempt.is_within_budget and is_settled(attempt.record.effects)
+def _may_end(attempt: Attempt, request: RepairRequest) -> bool:
+    """Whether no further repair is tried.
+
+    What is clean may still leave a tenth of the attacks, and what is within the budget by its own
+    estimate is over it as often as not where it just passes.
+    """
+    proof = attempt.record.proof
+    return (
+        proof is not None
+        and attempt.is_clean
+        and attempt.is_within_budget
+        and is_settled(attempt.record.effects)
+        and proof.accuracy_drop <= ENDING_SHARE * request.max_accuracy_drop + ROUNDING
+    )
 
 
-def _choose(attempts: Sequence[Attempt], *, is_forced: bool) -> Attempt | None:
+def _choose(attempts: Sequence[Attempt], request: RepairRequest) -> Attempt | None:
     """Return the best attempt that may be written.
 
     Order: within budget, re-scan clean, not backdoored, no artefact that leads anywhere, least that
     one leads, least accuracy lost. What is within the budget is not made cheaper at the price of
     the backdoor; over it (``--force``) the share is not asked, for a wreck follows no artefact.
-    Of clean ones within it the first is taken with which `auto` may end, or else the first: never
-    by its loss, which is judged without the luck of a choice.
+    Of clean ones within it the one is taken with which `auto` may end, else the first of which no
+    stand-in leads more than a twentieth, else the first.
     """
-    allowed = [a for a in attempts if a.tensors is not None and (a.is_within_budget or is_forced)]
+    allowed = [
+        a for a in attempts if a.tensors is not None and (a.is_within_budget or request.is_forced)
+    ]
 
     def rank(a: Attempt) -> tuple[bool, tuple[bool, ...], float, float]:
         assert a.record.proof is not None
@@ -256,7 +272,8 @@ def _choose(attempts: Sequence[Attempt], *, is_forced: bool) -> Attempt | None:
         if not a.is_within_budget:
             share = 0.0
         elif a.is_clean:
-            share, lost = float(not _may_end(a)), 0.0
+            share = 2.0 - is_settled(a.record.effects) - _may_end(a, request)
+            lost = 0.0
         return (not a.is_within_budget, tuple(words), share, lost)
 
     return min(allowed, key=rank, default=None)
@@ -343,7 +360,7 @@ def _refusal(
         return (
             RepairOutcome.NOT_WRITTEN,
             "MA-R504",
-            f"no repair could be tried: {'; '.join(failures)}",
+            f"no repair could be made: {'; '.join(failures)}",
             "give what is missing, or name another method",
         )
     return (

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from modelaudit.repairs.base import RepairContext
     from modelaudit.repairs.data import RepairData
+    from modelaudit.repairs.pruning import PruneMask
     from modelaudit.suspect import Suspect
 
 
@@ -36,6 +37,7 @@ class Curve(Objective):
         dtype: of convolutions and matrix products; None for float32.
         weight_decay: of w(t): 0.5 weight_decay ||w(t)||^2 is part of the loss.
         draws: CPU generator of the places.
+        pruned: what is zero everywhere on the curve.
 
     Attributes:
         inner: w1, which is trained; the midpoint of both ends at first.
@@ -50,8 +52,10 @@ class Curve(Objective):
         dtype: torch.dtype | None,
         weight_decay: float,
         draws: torch.Generator,
+        pruned: PruneMask | None = None,
     ) -> None:
         super().__init__(model, dtype=dtype)
+        self.pruned = pruned
         self.start = list(start)
         self.end = list(end)
         self.inner = [(a + b) / 2 for a, b in zip(start, end, strict=True)]
@@ -62,6 +66,8 @@ class Curve(Objective):
     def move_to(self, t: float) -> None:
         """Give the module the weights w(t); its buffers stay."""
         set_weights(self.model.module, bezier_point(self.start, self.inner, self.end, t))
+        if self.pruned is not None:
+            self.pruned.apply(self.model.module)
         self._t = t
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ def connect(
         dtype=context.search_dtype,
         weight_decay=curve_weight_decay,
         draws=generator(context.seed, *seed, "place"),
+        pruned=context.pruned,
     )
     log = train(
         model,

@@ -43,12 +43,25 @@ def test_of_two_clean_sets_that_as_many_models_have_the_larger_one_is_used(tmp_p
     assert (chosen.repeated, chosen.absent) == (0, ())
 
 
-def test_models_that_no_table_shows_are_counted_and_named(tmp_path: Path) -> None:
+def test_models_of_other_clean_sets_are_named_and_count_in_their_table(tmp_path: Path) -> None:
     rows = [row for id_ in "abc" for row in scan_rows(facts(id_), nothing())]
     for id_ in "de":
         rows += scan_rows(facts(id_, attack="sig", target=0), nothing(), images=100)
-    notes = build(*read_rows([write(tmp_path / "rows", rows)])).notes
+    report = build(*read_rows([write(tmp_path / "rows", rows)]))
 
-    assert notes[0].startswith("3 models: 3 clean, 0 attacked")
-    assert any(note.startswith("2 models were scanned on other") for note in notes)
-    assert any(note.endswith("that of clean sets: d, e.") for note in notes)
+    assert report.notes[0].startswith("3 models: 3 clean, 0 attacked")
+    assert "on the size of clean set that most models of its data had" in report.notes[0]
+    assert report.notes[-1] == (
+        "2 models were scanned on other clean sets alone and count in none of the tables of scans "
+        "but that of clean sets: d, e."
+    )
+    tables = {table.name: table for table in report.tables}
+    found_of = {row[3]: row[5] for row in tables["clean_sets"].rows}
+    assert found_of["500"].startswith("0/0")
+    assert found_of["100"].startswith("0/2")
+    assert {row["attack"]: row["models"] for row in tables["trained"].records} == {
+        "clean": 3,
+        "sig": 2,
+    }
+    assert report.models is not None
+    assert [row["model"] for row in report.models.records] == ["a", "b", "c"]

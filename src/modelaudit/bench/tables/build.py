@@ -176,7 +176,7 @@ def _notes(chosen: Headline, populations: Sequence[Population]) -> tuple[str, ..
         notes.append(
             f"{len(scans)} models: {clean} clean, {attacked} attacked that passed the gate, "
             f"{len(scans) - clean - attacked} attacked that did not and count nowhere. Each is "
-            "shown on clean images as most models of its data had."
+            "shown on the size of clean set that most models of its data had."
         )
         sets = sorted({(s.clean_set.name, s.clean_set.images, s.model.dataset) for s in scans})
         notes.append(
@@ -207,6 +207,6 @@ def _notes(chosen: Headline, populations: Sequence[Population]) -> tuple[str, ..
     if chosen.absent:
         notes.append(
             f"{len(chosen.absent)} models were scanned on other clean sets alone and count in none "
-            f"of the tables but that of clean sets: {', '.join(chosen.absent)}."
+            f"of the tables of scans but that of clean sets: {', '.join(chosen.absent)}."
         )
     return tuple(notes)
