@@ -36,6 +36,7 @@ REPAIRS = (
     "repairs_last_round",
     "repairs_pushes",
     "repairs_float32",
+    "repairs_going_on",
 )
 #: Those whose rows of `auto` count; of a model the first run does.
 AUTO = REPAIRS[REPAIRS.index("repairs") :]
