@@ -30,6 +30,7 @@ REPAIRS = (
     "repairs_d",
     "repairs_e",
     "repairs_f",
+    "repairs_paper_code",
     "repairs",
     "repairs_walked_back",
     "repairs_several_views",
