@@ -68,6 +68,7 @@ def test_pages_ask_for_the_tables_of_the_rows() -> None:
         "repair_papers",
         "repairs_walked_back/kept",
         "repairs_several_views/kept",
+        "repairs_paper_code/repair_models",
         "repairs/repair_shown",
         "repair_times",
         "repairs_a/repair_models",
